@@ -1,0 +1,56 @@
+"""Row normalisation that zero rows survive."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def default_eps(dtype: torch.dtype) -> float:
+    """Norm at or below which a row of this dtype counts as zero: 1e-12 in float64, 1e-4 in float16, else 1e-6.
+
+    Below 1e-4 the entries of a float16 row are subnormal, its direction is rounding, and a gradient of 1e4 times the
+    upstream one would overflow.
+    """
+    return {torch.float64: 1e-12, torch.float16: 1e-4}.get(dtype, 1e-6)
+
+
+def safe_normalize(x: Tensor, eps: float | None = None) -> Tensor:
+    r"""L2-normalise the last dimension; a row with no direction becomes zero and gets zero gradient.
+
+    .. math:: y = x / \lVert x \rVert_2 \text{ if } \lVert x \rVert_2 > \varepsilon \text{ else } 0
+
+    ReLU and closed gates produce zero rows as a matter of course. ``torch.nn.functional.normalize`` divides them by
+    1e-12: a gradient of that inverse in float32, NaN in float16. Here the gradient's factor never exceeds
+    :math:`1/\varepsilon`, and a row at or below :math:`\varepsilon` is left out of the backward altogether. The norm is
+    taken in float32 (float64 stays), so a large float16 row does not overflow.
+
+    Args:
+        x: ``(..., d)``, floating.
+        eps: norm at or below which a row counts as zero. Default by dtype: 1e-12 in float64, 1e-4 in float16, 1e-6 in
+            float32 and bfloat16.
+
+    Returns:
+        Tensor like ``x``: rows of norm one, or zero.
+
+    Raises:
+        ValueError: if ``eps`` is negative or ``x`` is not floating or has no dimension.
+
+    Example:
+        >>> safe_normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    if not x.is_floating_point() or x.dim() == 0:
+        raise ValueError(f"safe_normalize takes floating rows (..., d); got {x.dtype} of shape {tuple(x.shape)}")
+    if eps is None:
+        eps = default_eps(x.dtype)
+    if not eps >= 0:
+        raise ValueError(f"eps must be at least 0; got {eps}")
+    accumulate = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=accumulate)
+    # An infinite norm sends the row to zero, and every derivative through it too.
+    norm = norm.masked_fill(norm <= eps, math.inf)
+    return (x / norm).to(x.dtype)

@@ -1,0 +1,116 @@
+"""Projectors whose output is non-negative."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ssl_heads import _check
+from ssl_heads.functional.activation import ACTIVATIONS, apply_activation
+from ssl_heads.heads.mlp import MLP, check_width
+
+
+class NonNegProjection(nn.Module):
+    r"""Projector with a non-negative output: an MLP, then a non-negative activation.
+
+    .. math:: f_+(x) = \mathrm{act}(W_2\,\mathrm{ReLU}(\mathrm{norm}(W_1 x + b_1)) + b_2) \ge 0
+
+    The output is not normalised; the losses do that. ``norm`` acts on hidden layers only, because normalising the
+    output makes it dense. ``norm=None`` is the paper's projector, which can lose most of its dimensions depending on
+    the seed. Non-negative embeddings of unrelated samples start with a positive cosine (about 0.3 for the ReLU family,
+    0.7 for softplus), so a temperature tuned for signed embeddings may need to be lower.
+
+    Args:
+        in_features: width of the backbone's features.
+        hidden_features: width of the hidden layers.
+        out_features: width of the embedding.
+        num_layers: number of linear layers; 1 has no hidden layer.
+        activation: ``"rep_relu"``, ``"relu"``, ``"softplus"`` or another name of
+            :func:`ssl_heads.functional.apply_activation`.
+        norm: ``"batch"``, ``"layer"`` or ``None``.
+        bias: whether the linear layers have a bias.
+
+    Shape:
+        ``(..., in_features) -> (..., out_features)``. With ``norm="batch"`` every leading dimension counts as batch,
+        and training needs at least two rows; otherwise a batch may be empty.
+
+    Raises:
+        ValueError: in the constructor for a width below 1, an unknown activation or norm; in forward for a wrong last
+            dimension, or fewer than two rows where batch statistics are needed.
+
+    Reference:
+        Non-negative Contrastive Learning (ICLR 2024), section 4.
+
+    Example:
+        >>> import torch
+        >>> head = NonNegProjection(512, 2048, 256)
+        >>> z = head(torch.randn(8, 512))
+        >>> z.shape, bool((z >= 0).all())
+        (torch.Size([8, 256]), True)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        *,
+        num_layers: int = 2,
+        activation: str = "rep_relu",
+        norm: str | None = "batch",
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        _check.choice("activation", activation, ACTIVATIONS)
+        self.activation = activation
+        self.mlp = MLP(in_features, hidden_features, out_features, num_layers=num_layers, norm=norm, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project ``(..., in_features)`` to ``(..., out_features)``, never negative."""
+        return apply_activation(self.mlp(x), self.activation)
+
+    def extra_repr(self) -> str:
+        """Name the activation."""
+        return f"activation={self.activation!r}"
+
+
+class NonNegLinear(nn.Linear):
+    r"""Linear layer with a non-negative output, :math:`\mathrm{act}(W x + b) \ge 0`.
+
+    A subclass of ``nn.Linear``: it takes the place of a projection where code checks for, or loads the weights of, a
+    linear layer.
+
+    Args:
+        in_features: input width.
+        out_features: output width.
+        bias: whether there is a bias.
+        activation: as in :class:`NonNegProjection`.
+
+    Shape:
+        ``(..., in_features) -> (..., out_features)``.
+
+    Raises:
+        ValueError: in the constructor for a width below 1 or an unknown activation; in forward for a wrong last
+            dimension.
+
+    Example:
+        >>> import torch
+        >>> bool((NonNegLinear(64, 32)(torch.randn(4, 64)) >= 0).all())
+        True
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, activation: str = "rep_relu") -> None:
+        _check.choice("activation", activation, ACTIVATIONS)
+        check_width("in_features", in_features)
+        check_width("out_features", out_features)
+        super().__init__(in_features, out_features, bias=bias)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., in_features)`` to ``(..., out_features)``, never negative."""
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"expected features (..., {self.in_features}); got shape {tuple(x.shape)}")
+        return apply_activation(super().forward(x), self.activation)
+
+    def extra_repr(self) -> str:
+        """Extend the linear layer's with the activation."""
+        return f"{super().extra_repr()}, activation={self.activation!r}"
