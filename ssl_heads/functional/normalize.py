@@ -50,7 +50,7 @@ def safe_normalize(x: Tensor, eps: float | None = None) -> Tensor:
     if not eps >= 0:
         raise ValueError(f"eps must be at least 0; got {eps}")
     accumulate = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=accumulate)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=accumulate)
     # An infinite norm sends the row to zero, and every derivative through it too.
     norm = norm.masked_fill(norm <= eps, math.inf)
     return (x / norm).to(x.dtype)

@@ -1,0 +1,51 @@
+"""Interpretable self-supervised learning as a plugin: heads and losses that read like their equations."""
+
+from __future__ import annotations
+
+from ssl_heads import functional, metrics
+from ssl_heads.heads import (
+    BayesianGate,
+    CanonicalEmbedding,
+    FeatureImportance,
+    GatedEmbedding,
+    NonNegLinear,
+    NonNegProjection,
+    canonicalize,
+)
+from ssl_heads.losses import (
+    CLIPLoss,
+    InfoNCELoss,
+    NonNegCrossEntropy,
+    NTXentLoss,
+    SigLIPLoss,
+    SpectralLoss,
+    SupConLoss,
+    TriFactorContrast,
+    TriFactorTerms,
+)
+from ssl_heads.optim import param_groups
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BayesianGate",
+    "CLIPLoss",
+    "CanonicalEmbedding",
+    "FeatureImportance",
+    "GatedEmbedding",
+    "InfoNCELoss",
+    "NTXentLoss",
+    "NonNegCrossEntropy",
+    "NonNegLinear",
+    "NonNegProjection",
+    "SigLIPLoss",
+    "SpectralLoss",
+    "SupConLoss",
+    "TriFactorContrast",
+    "TriFactorTerms",
+    "__version__",
+    "canonicalize",
+    "functional",
+    "metrics",
+    "param_groups",
+]

@@ -1,0 +1,39 @@
+"""The equations as pure functions: this is where a reader finds the mathematics."""
+
+from __future__ import annotations
+
+from ssl_heads.functional.activation import apply_activation, rep_relu
+from ssl_heads.functional.contrastive import clip_loss, info_nce, nt_xent, siglip_loss, sup_con
+from ssl_heads.functional.gate import bernoulli_kl, concrete_gate, soft_gate, straight_through_gate
+from ssl_heads.functional.normalize import safe_normalize
+from ssl_heads.functional.spectral import (
+    decorrelation,
+    spectral_contrastive,
+    tri_factor_contrast,
+    tri_factor_spectral,
+    tri_factor_spectral_two_towers,
+    tri_factor_two_towers,
+)
+from ssl_heads.functional.supervised import nonneg_cross_entropy
+
+__all__ = [
+    "apply_activation",
+    "bernoulli_kl",
+    "clip_loss",
+    "concrete_gate",
+    "decorrelation",
+    "info_nce",
+    "nonneg_cross_entropy",
+    "nt_xent",
+    "rep_relu",
+    "safe_normalize",
+    "siglip_loss",
+    "soft_gate",
+    "spectral_contrastive",
+    "straight_through_gate",
+    "sup_con",
+    "tri_factor_contrast",
+    "tri_factor_spectral",
+    "tri_factor_spectral_two_towers",
+    "tri_factor_two_towers",
+]

@@ -1,0 +1,52 @@
+"""Cross entropy over non-negative features: every class is a sum of parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ssl_heads import functional
+
+
+class NonNegCrossEntropy(nn.Module):
+    r"""Cross entropy with the class matrix as the second, non-negative tower.
+
+    .. math:: -\frac{1}{n}\sum_i \log \text{softmax}(W_+ f_i)_{y_i},\quad W_+ = \text{rep\_relu}(W)
+
+    Non-negative contrastive learning, section 6: asymmetric non-negative factorisation needs both sides non-negative.
+
+    Args:
+        in_features: Width of the features, which should not be negative.
+        num_classes: Number of classes.
+        nonneg_weight: Whether the class matrix is kept non-negative.
+
+    Raises:
+        ValueError: If a size is below 1, or shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> from ssl_heads import NonNegCrossEntropy
+        >>> NonNegCrossEntropy(16, 3)(torch.rand(8, 16), torch.arange(8) % 3).shape
+        torch.Size([])
+    """
+
+    def __init__(self, in_features: int, num_classes: int, nonneg_weight: bool = True) -> None:
+        super().__init__()
+        if in_features < 1 or num_classes < 1:
+            raise ValueError(f"in_features and num_classes must be at least 1, got {in_features} and {num_classes}")
+        self.nonneg_weight = nonneg_weight
+        self.weight = nn.Parameter(torch.empty(num_classes, in_features))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        if nonneg_weight:
+            # A start with half of the weights at zero would leave half of every class's parts without a class.
+            with torch.no_grad():
+                self.weight.abs_()
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Features of shape (n, in_features) and labels of shape (n,) to a scalar."""
+        return functional.nonneg_cross_entropy(features, self.weight, labels, nonneg_weight=self.nonneg_weight)
+
+    def extra_repr(self) -> str:
+        """The configuration."""
+        num_classes, in_features = self.weight.shape
+        return f"in_features={in_features}, num_classes={num_classes}, nonneg_weight={self.nonneg_weight}"

@@ -1,0 +1,127 @@
+"""Tri-factor contrastive learning: similarities with a learned importance of every dimension."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ssl_heads import _check, functional
+from ssl_heads.heads.importance import FeatureImportance
+from ssl_heads.similarity import Impl, check_impl
+
+STEPS_BEFORE_WARNING = 100
+
+
+class TriFactorTerms(NamedTuple):
+    """The two terms of tri-factor contrastive learning.
+
+    Attributes:
+        contrast: The contrast with importance, a scalar.
+        decorrelation: The decorrelation, before its weight, a scalar.
+    """
+
+    contrast: Tensor
+    decorrelation: Tensor
+
+
+class TriFactorContrast(nn.Module):
+    r"""Contrast with importance plus decorrelation: dimensions that are ordered, and the same for every seed.
+
+    .. math:: L = L_\text{contrast}(u^\top S u') + w \, L_\text{decorrelation}(u),\quad S = \text{diag}(s)
+
+    Tri-factor contrastive learning, equations 8, 9, 16 and 17. The importance must be trained: give an importance that
+    your model owns, or the parameters of this loss, to the optimiser. The released code forgot; this one warns once
+    when training goes on and nothing moves it.
+
+    Args:
+        dim: Width of the embeddings, for an importance that this loss owns.
+        importance: An importance that lives in a model, instead of ``dim``.
+        kind: ``"infonce"`` or ``"spectral"``.
+        temperature: Divides the similarities; the spectral kind has none.
+        decorrelation_weight: Weight of the second term.
+        two_towers: Whether the views come from two encoders, each with a decorrelation of its own.
+        impl: How the similarity matrix is reduced.
+
+    Raises:
+        ValueError: If neither or both of ``dim`` and ``importance`` are given, or a number is out of range.
+
+    Example:
+        >>> import torch
+        >>> from ssl_heads import TriFactorContrast
+        >>> loss = TriFactorContrast(16)
+        >>> z0, z1 = torch.randn(2, 8, 16)
+        >>> loss(z0, z1).shape, loss.importance.order().shape
+        (torch.Size([]), torch.Size([16]))
+    """
+
+    def __init__(
+        self,
+        dim: int | None = None,
+        *,
+        importance: FeatureImportance | None = None,
+        kind: Literal["infonce", "spectral"] = "infonce",
+        temperature: float = 0.2,
+        decorrelation_weight: float = 1.0,
+        two_towers: bool = False,
+        impl: Impl = "auto",
+    ) -> None:
+        super().__init__()
+        if (dim is None) == (importance is None):
+            raise ValueError(f"give either dim or importance, got dim={dim} and importance={importance}")
+        _check.choice("kind", kind, ("infonce", "spectral"))
+        _check.positive("temperature", temperature)
+        if not decorrelation_weight >= 0:
+            raise ValueError(f"decorrelation_weight must not be negative, got {decorrelation_weight}")
+        check_impl(impl)
+        self.importance = importance if importance is not None else FeatureImportance(int(dim or 0))
+        self.kind, self.temperature, self.decorrelation_weight = kind, temperature, decorrelation_weight
+        self.two_towers, self.impl = two_towers, impl
+        self._version, self._calls_at_version, self._warned = -1, 0, False
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        """Two views of shape (n, d) to a scalar."""
+        if self.training and not torch.compiler.is_compiling():
+            self._warn_if_unmoved()
+        terms = self.terms(z0, z1)
+        return terms.contrast + self.decorrelation_weight * terms.decorrelation
+
+    def terms(self, z0: Tensor, z1: Tensor) -> TriFactorTerms:
+        """The two terms, for logging: their sum, with the weight, is the loss."""
+        contrast = self._contrast(z0, z1, self.importance())
+        if self.two_towers:
+            return TriFactorTerms(contrast, functional.decorrelation(z0) + functional.decorrelation(z1))
+        return TriFactorTerms(contrast, functional.decorrelation(torch.cat([z0, z1])))
+
+    def _contrast(self, z0: Tensor, z1: Tensor, s: Tensor) -> Tensor:
+        if self.kind == "spectral":
+            spectral = functional.tri_factor_spectral_two_towers if self.two_towers else functional.tri_factor_spectral
+            return spectral(z0, z1, s)
+        infonce = functional.tri_factor_two_towers if self.two_towers else functional.tri_factor_contrast
+        return infonce(z0, z1, s, self.temperature, impl=self.impl)
+
+    def _warn_if_unmoved(self) -> None:
+        """An optimiser writes in place, which the version counter of the parameter shows without a look at its data."""
+        theta = self.importance.theta
+        if self._warned or not theta.requires_grad or not torch.is_grad_enabled():
+            return
+        if theta._version != self._version:
+            self._version, self._calls_at_version = theta._version, 0
+        self._calls_at_version += 1
+        if self._calls_at_version > STEPS_BEFORE_WARNING:
+            self._warned = True
+            warnings.warn(
+                f"the importance has not changed in {STEPS_BEFORE_WARNING} training steps: give its parameters to the "
+                "optimiser, for instance optimizer.add_param_group({'params': loss.parameters(), 'weight_decay': 0}), "
+                "or freeze it with loss.importance.requires_grad_(False)",
+                stacklevel=3,
+            )
+
+    def extra_repr(self) -> str:
+        """The configuration."""
+        return (
+            f"kind={self.kind!r}, temperature={self.temperature}, decorrelation_weight={self.decorrelation_weight}, "
+            f"two_towers={self.two_towers}, impl={self.impl!r}"
+        )

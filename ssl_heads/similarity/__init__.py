@@ -1,0 +1,148 @@
+"""Reductions over a similarity matrix that is never stored.
+
+A softmax loss needs, of ``S = scale * q k^T``, one log-sum-exp a row (and a column) and the positive logits. The
+positives are n row dots in plain torch; the engine gives the log-sum-exp over the *negatives*, so that
+
+    loss_i = softplus(lse_i - positive_i),    d loss_i = (1 - p_i) d(lse_i - positive_i),
+
+where ``p_i`` is the probability of the positive. Both the value and the gradient keep their relative accuracy when
+training succeeds and ``p_i`` approaches 1; ``lse over all - positive`` loses it.
+
+Row and column biases are two more features: ``[scale q, a, 1] @ [k, 1, b]^T``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ssl_heads import _check
+from ssl_heads.similarity import dense, operators
+from ssl_heads.similarity.exclusion import Exclusion
+
+Impl = Literal["auto", "dense", "tiled"]
+"""How the matrix is reduced: ``auto`` decides from the tensors of each call; an explicit choice never falls back."""
+
+DENSE_UP_TO = 256 * 256
+"""Largest number of pairs that `auto` stores: below it one small matrix is faster than tiles."""
+
+__all__ = ["Exclusion", "Impl", "check_impl", "log_sum_exp", "promote", "self_log_sum_exp", "softplus_sum"]
+
+
+def check_impl(impl: str) -> None:
+    """Raise ``ValueError`` for an unknown implementation."""
+    _check.choice("impl", impl, get_args(Impl))
+
+
+def promote(x: Tensor) -> Tensor:
+    """Half precision to fp32; fp32 and fp64 as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _dense(impl: Impl, pairs: int) -> bool:
+    check_impl(impl)
+    return impl == "dense" or (impl == "auto" and pairs <= DENSE_UP_TO)
+
+
+def log_sum_exp(
+    query: Tensor,
+    key: Tensor,
+    scale: Tensor | float = 1.0,
+    *,
+    exclusion: Exclusion = Exclusion(),
+    columns: bool = False,
+    bound: float = math.inf,
+    impl: Impl = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Log-sum-exp over the negatives of the rows, and on request of the columns, of ``scale * q k^T``.
+
+    Args:
+        query: Rows, of shape (n, d).
+        key: Columns, of shape (m, d). Without gradient they cost one product less.
+        scale: Multiplies the logits; a tensor may require a gradient.
+        exclusion: Pairs that are left out.
+        columns: Whether the log-sum-exp of the columns is wanted too.
+        bound: The largest ``|logit|`` where the caller knows it, as for cosines over a temperature.
+        impl: See `Impl`.
+
+    Returns:
+        The rows' log-sum-exp of shape (n,), and the columns' of shape (m,) or None. A row whose pairs are all left out
+        gives ``-inf`` and no gradient.
+    """
+    query, key = promote(query), promote(key)
+    if _dense(impl, query.shape[0] * key.shape[0]):
+        return dense.log_sum_exp(query, key, scale, exclusion, columns)
+    pattern = (exclusion.offset, exclusion.period, exclusion.query_ids, exclusion.key_ids, exclusion.keep_equal)
+    query = query * scale
+    if torch.is_grad_enabled() and query.requires_grad and not key.requires_grad and not columns:
+        return operators.attend_lse(query, key, *pattern, bound)[0], None
+    row, column = operators.pair_lse(query, key, *pattern, columns, bound)
+    return row, column if columns else None
+
+
+def self_log_sum_exp(
+    x: Tensor,
+    scale: Tensor | float = 1.0,
+    *,
+    weight: Tensor | None = None,
+    exclusion: Exclusion = Exclusion(),
+    bound: float = math.inf,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Log-sum-exp over the negatives of the rows of the symmetric ``scale * x diag(weight) x^T``.
+
+    Half of the matrix is computed, and each tile serves its rows and its columns.
+
+    Args:
+        x: One set of embeddings, of shape (n, d).
+        scale: Multiplies the logits.
+        weight: One weight a dimension, of shape (d,), or None for ones.
+        exclusion: Pairs that are left out; a symmetric pattern.
+        bound: The largest ``|logit|`` where the caller knows it.
+        impl: See `Impl`.
+
+    Returns:
+        The rows' log-sum-exp of shape (n,).
+    """
+    x = promote(x)
+    weight = torch.ones_like(x[0], requires_grad=False) if weight is None else promote(weight).to(x.dtype)
+    if _dense(impl, x.shape[0] ** 2):
+        return dense.log_sum_exp(x * weight, x, scale, exclusion, columns=False)[0]
+    pattern = (exclusion.offset, exclusion.period, exclusion.query_ids, exclusion.keep_equal)
+    row: Tensor = operators.self_lse(x, weight * scale, *pattern, bound)
+    return row
+
+
+def softplus_sum(
+    query: Tensor,
+    key: Tensor,
+    scale: Tensor | float,
+    bias: Tensor,
+    *,
+    exclusion: Exclusion,
+    impl: Impl = "auto",
+) -> Tensor:
+    """``sum_ij softplus(scale * <q_i, k_j> + bias)`` over the negatives, value and gradient in one pass.
+
+    Args:
+        query: Rows, of shape (n, d).
+        key: Columns, of shape (m, d).
+        scale: Multiplies the logits.
+        bias: Added to every logit, of shape () or (1,).
+        exclusion: Pairs that are left out, by diagonal.
+        impl: See `Impl`.
+
+    Returns:
+        A scalar.
+    """
+    query, key = promote(query), promote(key)
+    bias = bias.to(query.dtype).reshape(())
+    if _dense(impl, query.shape[0] * key.shape[0]):
+        return dense.softplus_sum(query, key, scale, bias, exclusion)
+    query = query * scale
+    needs_gradient = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or bias.requires_grad)
+    total: Tensor = operators.softplus_sum(query, key, bias, exclusion.offset, exclusion.period, needs_gradient)[0]
+    return total
