@@ -1,0 +1,84 @@
+"""Tile shapes: a table by architecture, kernel, width and dtype. Plain Python, Triton is not imported.
+
+Every entry is compiled ahead of time by the tests, which hold registers, spills, shared memory and instructions to a
+committed record. None has been timed yet: the choice follows from those figures. See docs/performance_gpu.md.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Kernel = Literal["forward", "gradient", "panel"]
+Precision = Literal["half", "float"]
+
+
+class Tile(NamedTuple):
+    """Shape of a tile of S and how a program runs it.
+
+    Attributes:
+        rows: Rows of S.
+        columns: Columns of S; equal to ``rows`` in the forward kernel, whose one-set schedule swaps them.
+        features: Features a step. A tile of q stays on the chip when one step covers the width.
+        warps: Warps a program.
+        stages: Depth of the pipeline of loads.
+    """
+
+    rows: int
+    columns: int
+    features: int
+    warps: int
+    stages: int
+
+
+# Widths up to 256 are padded to the next of these; a wider buffer is padded to a multiple of 64 ("wide": 0).
+WIDTHS = (64, 128, 256)
+WIDE = 0
+
+# Shared memory that one program may use, in bytes.
+SHARED_MEMORY = {"sm_80": 163 << 10, "sm_86": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+
+# (architecture, kernel, precision, width) -> tile. A gradient without an entry takes the panel.
+TABLE: dict[tuple[str, Kernel, Precision, int], Tile] = {
+    ("sm_80", "forward", "half", 64): Tile(128, 128, 64, 8, 3),
+    ("sm_80", "forward", "half", 128): Tile(128, 128, 128, 8, 2),
+    ("sm_80", "forward", "half", 256): Tile(128, 128, 64, 8, 3),
+    ("sm_80", "forward", "half", WIDE): Tile(128, 128, 64, 8, 3),
+    ("sm_80", "forward", "float", 64): Tile(64, 64, 32, 4, 3),
+    ("sm_80", "forward", "float", 128): Tile(64, 64, 32, 4, 3),
+    ("sm_80", "forward", "float", 256): Tile(64, 64, 32, 4, 3),
+    ("sm_80", "forward", "float", WIDE): Tile(64, 64, 32, 4, 3),
+    ("sm_80", "gradient", "half", 64): Tile(128, 64, 64, 8, 3),
+    ("sm_80", "gradient", "half", 128): Tile(128, 64, 128, 8, 2),
+    ("sm_80", "gradient", "half", 256): Tile(64, 64, 256, 8, 2),
+    ("sm_80", "gradient", "float", 64): Tile(64, 64, 64, 8, 2),
+    ("sm_80", "panel", "half", WIDE): Tile(128, 128, 64, 8, 3),
+    ("sm_80", "panel", "float", WIDE): Tile(64, 64, 32, 4, 3),
+    ("sm_90", "forward", "half", 64): Tile(128, 128, 64, 8, 3),
+    ("sm_90", "forward", "half", 128): Tile(128, 128, 128, 8, 3),
+    ("sm_90", "forward", "half", 256): Tile(128, 128, 256, 8, 2),
+    ("sm_90", "forward", "half", WIDE): Tile(128, 128, 64, 8, 3),
+    ("sm_90", "forward", "float", 64): Tile(64, 64, 32, 4, 3),
+    ("sm_90", "forward", "float", 128): Tile(64, 64, 32, 4, 3),
+    ("sm_90", "forward", "float", 256): Tile(64, 64, 32, 4, 3),
+    ("sm_90", "forward", "float", WIDE): Tile(64, 64, 32, 4, 3),
+    ("sm_90", "gradient", "half", 64): Tile(128, 64, 64, 8, 3),
+    ("sm_90", "gradient", "half", 128): Tile(128, 64, 128, 8, 3),
+    ("sm_90", "gradient", "half", 256): Tile(64, 64, 256, 8, 2),
+    ("sm_90", "gradient", "float", 64): Tile(64, 64, 64, 8, 2),
+    ("sm_90", "panel", "half", WIDE): Tile(128, 256, 64, 8, 3),
+    ("sm_90", "panel", "float", WIDE): Tile(64, 64, 32, 4, 3),
+    ("gfx942", "forward", "half", 64): Tile(128, 128, 64, 8, 2),
+    ("gfx942", "forward", "half", 128): Tile(128, 128, 64, 8, 2),
+    ("gfx942", "forward", "half", 256): Tile(128, 128, 64, 8, 2),
+    ("gfx942", "forward", "half", WIDE): Tile(128, 128, 64, 8, 2),
+    ("gfx942", "forward", "float", 64): Tile(64, 64, 32, 4, 2),
+    ("gfx942", "forward", "float", 128): Tile(64, 64, 32, 4, 2),
+    ("gfx942", "forward", "float", 256): Tile(64, 64, 32, 4, 2),
+    ("gfx942", "forward", "float", WIDE): Tile(64, 64, 32, 4, 2),
+    ("gfx942", "gradient", "half", 64): Tile(128, 64, 64, 8, 2),
+    ("gfx942", "gradient", "half", 128): Tile(128, 64, 128, 8, 2),
+    ("gfx942", "gradient", "half", 256): Tile(64, 32, 256, 8, 2),
+    ("gfx942", "gradient", "float", 64): Tile(64, 32, 64, 8, 2),
+    ("gfx942", "panel", "half", WIDE): Tile(128, 128, 64, 8, 2),
+    ("gfx942", "panel", "float", WIDE): Tile(64, 64, 32, 4, 2),
+}
