@@ -1,0 +1,48 @@
+"""Which dimensions are used most."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssl_heads.functional.normalize import safe_normalize
+from ssl_heads.metrics import _check
+
+
+class ExpectedActivation(NamedTuple):
+    """What :func:`expected_activation` returns.
+
+    Attributes:
+        per_dimension: ``(d,)``, the expected activation of each dimension.
+        order: ``(d,)``, the dimensions by descending expected activation.
+    """
+
+    per_dimension: Tensor
+    order: Tensor
+
+
+def expected_activation(features: Tensor) -> ExpectedActivation:
+    r"""Mean activation of each dimension over normalised rows, and the order that it gives.
+
+    .. math:: \mathrm{EA}_j = \frac1n \sum_i \frac{\max(f_{ij}, 0)}{\lVert \max(f_i, 0) \rVert_2}
+
+    Take it on the training set and keep the leading dimensions, for selection and for truncation.
+
+    Args:
+        features: ``(n, d)``; negative entries count as zero.
+
+    Raises:
+        ValueError: if ``features`` is not a non-empty floating matrix.
+
+    Reference:
+        Non-negative Contrastive Learning (ICLR 2024), feature selection.
+
+    Example:
+        >>> expected_activation(torch.tensor([[0.0, 2.0], [3.0, 4.0]])).order
+        tensor([1, 0])
+    """
+    _check.features("features", features)
+    mean = safe_normalize(features.detach().float().relu()).mean(dim=0)
+    return ExpectedActivation(mean, torch.argsort(mean, descending=True, stable=True))

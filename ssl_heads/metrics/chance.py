@@ -1,0 +1,62 @@
+"""What agreement is worth: the share of the most frequent class in a random subset."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Labels drawn per power of two of subset sizes. The standard error of the result is below 1e-3 at every size.
+DRAWS = 2**19
+
+
+def expected_modal_share(labels: Tensor, sizes: Tensor) -> Tensor:
+    r"""Expected share of the most frequent class among samples drawn without replacement.
+
+    .. math:: \mathrm{chance}(m) = \mathbb{E}_{|S| = m} \max_c \frac{|\{i \in S : y_i = c\}|}{m}
+
+    One random order of the labels gives a draw of every size at once: the modal count of each prefix is the running
+    maximum of how often each label has been seen so far. The orders come from a fixed seed, so the result is
+    reproducible; sizes 1 and n are exact.
+
+    Args:
+        labels: ``(n,)``, integers.
+        sizes: ``(k,)``, integers from 1 to n.
+
+    Returns:
+        ``(k,)``, float64, on the CPU.
+
+    Raises:
+        ValueError: if a size is not between 1 and n.
+
+    Example:
+        >>> expected_modal_share(torch.tensor([0, 0, 1, 1]), torch.tensor([1, 4]))
+        tensor([1.0000, 0.5000], dtype=torch.float64)
+    """
+    labels, sizes = labels.cpu(), sizes.cpu()
+    n = len(labels)
+    if len(sizes) and not 1 <= int(sizes.min()) <= int(sizes.max()) <= n:
+        raise ValueError(f"sizes must lie between 1 and the {n} labels, got {int(sizes.min())} to {int(sizes.max())}")
+    generator = torch.Generator().manual_seed(0)
+    chance = torch.empty(len(sizes), dtype=torch.float64)
+    levels = torch.tensor([min(1 << (size - 1).bit_length(), n) for size in sizes.tolist()], dtype=torch.int64)
+    for length in torch.unique(levels).tolist():
+        disjoint = n // length
+        orders = torch.rand(math.ceil(DRAWS / n), n, generator=generator).argsort(dim=1)
+        subsets = labels[orders[:, : disjoint * length]].reshape(-1, length)
+        modal = _times_seen(subsets).cummax(dim=1).values
+        at_level = levels == length
+        size = sizes[at_level]
+        chance[at_level] = modal.double().mean(dim=0)[size - 1] / size
+    return chance
+
+
+def _times_seen(labels: Tensor) -> Tensor:
+    """How often each label has occurred in its row so far, itself included: (r, m) -> (r, m)."""
+    ordered, position = labels.sort(dim=1, stable=True)
+    rank = torch.arange(labels.shape[1]).expand_as(labels)
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    is_first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first = torch.where(is_first, rank, 0).cummax(dim=1).values
+    return torch.empty_like(rank).scatter_(1, position, rank - first + 1)

@@ -1,0 +1,58 @@
+"""Parameter groups for an optimiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ssl_heads.heads.gate import BayesianGate
+
+
+def param_groups(
+    *modules: nn.Module, lr: float, weight_decay: float, gate_lr: float | None = None
+) -> list[dict[str, Any]]:
+    """Collect the trainable parameters of modules into groups for an optimiser.
+
+    Weight decay falls on matrices and kernels only: biases, normalisation scales and the importance of tri-factor
+    contrast have one dimension and get none. Pass the backbone, the heads, and a loss that owns parameters; a parameter
+    that two modules share appears once.
+
+    Args:
+        modules: any modules.
+        lr: learning rate.
+        weight_decay: for parameters of two or more dimensions.
+        gate_lr: learning rate for every :class:`~ssl_heads.BayesianGate` inside the modules; ``None`` takes ``lr``.
+
+    Returns:
+        At most four groups, none empty, with the keys ``params``, ``lr`` and ``weight_decay``.
+
+    Raises:
+        ValueError: if no module is given, a module has no trainable parameter, or a rate is out of range.
+
+    Example:
+        >>> import torch
+        >>> from ssl_heads.heads import BayesianGate, FeatureImportance
+        >>> head, gate = FeatureImportance(8), BayesianGate(16, 8)
+        >>> optimizer = torch.optim.AdamW(param_groups(head, gate, lr=1e-3, weight_decay=0.01, gate_lr=1e-2))
+        >>> [(len(g["params"]), g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
+        [(1, 0.001, 0.0), (2, 0.01, 0.01), (4, 0.01, 0.0)]
+    """
+    for name, rate in (("lr", lr), ("weight_decay", weight_decay), ("gate_lr", gate_lr)):
+        if rate is not None and not rate >= 0:
+            raise ValueError(f"{name} must be at least 0, got {rate}")
+    if not modules:
+        raise ValueError("param_groups needs at least one module")
+    for module in modules:
+        if not any(p.requires_grad for p in module.parameters()):
+            raise ValueError(
+                f"{type(module).__name__} has no trainable parameter; leave it out, or unfreeze it before this call"
+            )
+    everything = nn.ModuleList(modules)
+    in_gate = {p for m in everything.modules() if isinstance(m, BayesianGate) for p in m.parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for p in everything.parameters():
+        if p.requires_grad:
+            rate = gate_lr if gate_lr is not None and p in in_gate else lr
+            groups.setdefault((rate, weight_decay if p.ndim > 1 else 0.0), []).append(p)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
