@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 
 import pytest
+import torch
 
 import ssl_heads
 
@@ -25,7 +26,7 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name: str) -> None:
-    results = doctest.testmod(importlib.import_module(name), optionflags=OPTIONS)
+    results = doctest.testmod(importlib.import_module(name), extraglobs={"torch": torch}, optionflags=OPTIONS)
     assert results.failed == 0, f"{results.failed} of {results.attempted} examples of {name} failed: see the output"
 
 

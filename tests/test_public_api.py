@@ -30,6 +30,7 @@ def signature(function: Any) -> str:
     signature = inspect.signature(function)
 
     def verbatim(annotation: Any) -> Any:
+        annotation = getattr(annotation, "__forward_arg__", annotation)
         return Verbatim(annotation) if isinstance(annotation, str) else annotation
 
     parameters = [p.replace(annotation=verbatim(p.annotation)) for p in signature.parameters.values()]
@@ -44,7 +45,7 @@ def describe(value: Any) -> Any:
         methods = {
             name: signature(member)
             for name, member in sorted(vars(value).items())
-            if inspect.isfunction(member) and not name.startswith("_")
+            if inspect.isfunction(member) and not name.startswith("_") and name != "extra_repr"
         }
         return {"class": signature(value), **methods}
     if callable(value):
