@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,37 @@ def default_eps(dtype: torch.dtype) -> float:
     upstream one would overflow.
     """
     return {torch.float64: 1e-12, torch.float16: 1e-4}.get(dtype, 1e-6)
+
+
+def _norm(x: Tensor, eps: float) -> Tensor:
+    """Row norms in float32 or wider; infinite for a zero row, which sends it and every derivative through it to zero."""
+    accumulate = torch.promote_types(x.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=accumulate)
+    return norm.masked_fill(norm <= eps, math.inf)
+
+
+class _SafeNormalize(torch.autograd.Function):
+    """Half the passes over memory of the same expression left to autograd; keeps x alone."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, eps: float) -> Tensor:
+        return (x / _norm(x, eps)).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        x, ctx.eps = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        (x,) = ctx.saved_tensors
+        norm = _norm(x, ctx.eps)
+        y = x / norm
+        radial = (grad * y).sum(dim=-1, keepdim=True) * y
+        return ((grad - radial) / norm).to(x.dtype), None
 
 
 def safe_normalize(x: Tensor, eps: float | None = None) -> Tensor:
@@ -49,8 +81,5 @@ def safe_normalize(x: Tensor, eps: float | None = None) -> Tensor:
         eps = default_eps(x.dtype)
     if not eps >= 0:
         raise ValueError(f"eps must be at least 0; got {eps}")
-    accumulate = torch.promote_types(x.dtype, torch.float32)
-    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=accumulate)
-    # An infinite norm sends the row to zero, and every derivative through it too.
-    norm = norm.masked_fill(norm <= eps, math.inf)
-    return (x / norm).to(x.dtype)
+    y: Tensor = _SafeNormalize.apply(x, eps)
+    return y

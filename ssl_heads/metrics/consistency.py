@@ -41,8 +41,9 @@ def class_consistency(features: Tensor, labels: Tensor, *, eps: float = 1e-5, mi
 
     Two things distort it. A dimension active on a handful of samples scores high by chance: with 100 classes, 1.00,
     0.50, 0.22 and 0.04 for 1, 2, 5 and 100 samples. So look at ``chance_corrected``, at ``weighted_mean``, or set a
-    ``min_support`` such as max(30, n / 1000). And signed dense features are active everywhere, so that each dimension scores the share
-    of the largest class; pass ``features.clamp(min=0)`` to count positive activations only, a different number.
+    ``min_support`` such as max(30, n / 1000). And signed dense features are active everywhere, so that each dimension
+    scores the share of the largest class; pass ``features.clamp(min=0)`` to count positive activations only, a
+    different number.
 
     A dimension's chance is the expected share of the most frequent class among ``support`` samples drawn without
     replacement from these labels. Where it is one (support 1, or a single class) the corrected value is 0: there is no

@@ -27,6 +27,7 @@ def sparsity(features: Tensor, eps: float = 1e-5) -> float:
         Non-negative Contrastive Learning (ICLR 2024), section 5.
 
     Example:
+        >>> import torch
         >>> sparsity(torch.eye(4))
         0.75
     """
@@ -46,6 +47,7 @@ def alive_dimensions(features: Tensor) -> int:
         ValueError: if ``features`` is not a non-empty floating matrix.
 
     Example:
+        >>> import torch
         >>> alive_dimensions(torch.tensor([[0.0, 1.0, 0.0], [0.0, 2.0, 3.0]]))
         2
     """
