@@ -15,11 +15,19 @@ from ssl_heads import _check
 
 aten = torch.ops.aten
 
-# Each entry maps (upstream gradient, z) to upstream gradient * surrogate'(z), in one fused kernel.
+
+def _silu_backward(grad: Tensor, z: Tensor) -> Tensor:
+    # aten's kernel has no derivative of its own.
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    sigma = torch.sigmoid(z)
+    return (grad * (sigma * (1 + z * (1 - sigma)))).to(grad.dtype)
+
+
+# Each entry maps (upstream gradient, z) to upstream gradient * surrogate'(z).
 SURROGATE_GRADIENTS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
     {
         "gelu": lambda grad, z: aten.gelu_backward(grad, z),
-        "silu": lambda grad, z: aten.silu_backward(grad, z),
+        "silu": _silu_backward,
         # Above the threshold the kernel returns 1; at 40 that is exact in float64.
         "softplus": lambda grad, z: aten.softplus_backward(grad, z, 1.0, 40.0),
         "leaky": lambda grad, z: aten.leaky_relu_backward(grad, z, 0.01, False),

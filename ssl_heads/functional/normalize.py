@@ -19,7 +19,7 @@ def default_eps(dtype: torch.dtype) -> float:
 
 
 def _norm(x: Tensor, eps: float) -> Tensor:
-    """Row norms in float32 or wider; infinite for a zero row, which sends it and every derivative through it to zero."""
+    """Row norms in float32 or wider; infinite for a zero row, so that it and each derivative through it are zero."""
     accumulate = torch.promote_types(x.dtype, torch.float32)
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=accumulate)
     return norm.masked_fill(norm <= eps, math.inf)
