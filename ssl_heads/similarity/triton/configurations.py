@@ -34,23 +34,24 @@ class Tile(NamedTuple):
 WIDTHS = (64, 128, 256)
 WIDE = 0
 
-# Shared memory that one program may use, in bytes.
-SHARED_MEMORY = {"sm_80": 163 << 10, "sm_86": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+# Shared memory that one program may use, in bytes. The row of sm_80 serves every device that has no row of its own
+# (sm_86, sm_89, sm_120), so it takes no more than the least of them offers.
+SHARED_MEMORY = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 
 # (architecture, kernel, precision, width) -> tile. A gradient without an entry takes the panel.
 TABLE: dict[tuple[str, Kernel, Precision, int], Tile] = {
     ("sm_80", "forward", "half", 64): Tile(128, 128, 64, 8, 3),
     ("sm_80", "forward", "half", 128): Tile(128, 128, 128, 8, 2),
-    ("sm_80", "forward", "half", 256): Tile(128, 128, 64, 8, 3),
-    ("sm_80", "forward", "half", WIDE): Tile(128, 128, 64, 8, 3),
-    ("sm_80", "forward", "float", 64): Tile(64, 64, 32, 4, 3),
-    ("sm_80", "forward", "float", 128): Tile(64, 64, 32, 4, 3),
-    ("sm_80", "forward", "float", 256): Tile(64, 64, 32, 4, 3),
-    ("sm_80", "forward", "float", WIDE): Tile(64, 64, 32, 4, 3),
+    ("sm_80", "forward", "half", 256): Tile(128, 128, 32, 8, 4),
+    ("sm_80", "forward", "half", WIDE): Tile(128, 128, 32, 8, 4),
+    ("sm_80", "forward", "float", 64): Tile(64, 64, 32, 8, 3),
+    ("sm_80", "forward", "float", 128): Tile(64, 64, 32, 8, 3),
+    ("sm_80", "forward", "float", 256): Tile(64, 64, 32, 8, 3),
+    ("sm_80", "forward", "float", WIDE): Tile(64, 64, 32, 8, 3),
     ("sm_80", "gradient", "half", 64): Tile(128, 64, 64, 8, 3),
-    ("sm_80", "gradient", "half", 128): Tile(128, 64, 128, 8, 2),
+    ("sm_80", "gradient", "half", 128): Tile(64, 64, 128, 8, 2),
     ("sm_80", "gradient", "half", 256): Tile(64, 64, 256, 8, 2),
-    ("sm_80", "gradient", "float", 64): Tile(64, 64, 64, 8, 2),
+    ("sm_80", "gradient", "float", 64): Tile(32, 32, 64, 4, 2),
     ("sm_80", "panel", "half", WIDE): Tile(128, 128, 64, 8, 3),
     ("sm_80", "panel", "float", WIDE): Tile(64, 64, 32, 4, 3),
     ("sm_90", "forward", "half", 64): Tile(128, 128, 64, 8, 3),
@@ -64,9 +65,23 @@ TABLE: dict[tuple[str, Kernel, Precision, int], Tile] = {
     ("sm_90", "gradient", "half", 64): Tile(128, 64, 64, 8, 3),
     ("sm_90", "gradient", "half", 128): Tile(128, 64, 128, 8, 3),
     ("sm_90", "gradient", "half", 256): Tile(64, 64, 256, 8, 2),
-    ("sm_90", "gradient", "float", 64): Tile(64, 64, 64, 8, 2),
-    ("sm_90", "panel", "half", WIDE): Tile(128, 256, 64, 8, 3),
+    ("sm_90", "gradient", "float", 64): Tile(64, 32, 64, 8, 2),
+    ("sm_90", "panel", "half", WIDE): Tile(128, 128, 64, 8, 4),
     ("sm_90", "panel", "float", WIDE): Tile(64, 64, 32, 4, 3),
+    ("sm_100", "forward", "half", 64): Tile(128, 128, 32, 8, 3),
+    ("sm_100", "forward", "half", 128): Tile(128, 128, 64, 8, 3),
+    ("sm_100", "forward", "half", 256): Tile(128, 128, 64, 8, 3),
+    ("sm_100", "forward", "half", WIDE): Tile(128, 128, 64, 8, 3),
+    ("sm_100", "forward", "float", 64): Tile(64, 64, 32, 4, 3),
+    ("sm_100", "forward", "float", 128): Tile(64, 64, 32, 4, 3),
+    ("sm_100", "forward", "float", 256): Tile(64, 64, 32, 4, 3),
+    ("sm_100", "forward", "float", WIDE): Tile(64, 64, 32, 4, 3),
+    ("sm_100", "gradient", "half", 64): Tile(128, 64, 64, 8, 3),
+    ("sm_100", "gradient", "half", 128): Tile(128, 64, 128, 8, 3),
+    ("sm_100", "gradient", "half", 256): Tile(64, 64, 256, 8, 2),
+    ("sm_100", "gradient", "float", 64): Tile(64, 32, 64, 8, 2),
+    ("sm_100", "panel", "half", WIDE): Tile(128, 64, 64, 8, 4),
+    ("sm_100", "panel", "float", WIDE): Tile(64, 64, 32, 4, 3),
     ("gfx942", "forward", "half", 64): Tile(128, 128, 64, 8, 2),
     ("gfx942", "forward", "half", 128): Tile(128, 128, 64, 8, 2),
     ("gfx942", "forward", "half", 256): Tile(128, 128, 64, 8, 2),
@@ -75,9 +90,9 @@ TABLE: dict[tuple[str, Kernel, Precision, int], Tile] = {
     ("gfx942", "forward", "float", 128): Tile(64, 64, 32, 4, 2),
     ("gfx942", "forward", "float", 256): Tile(64, 64, 32, 4, 2),
     ("gfx942", "forward", "float", WIDE): Tile(64, 64, 32, 4, 2),
-    ("gfx942", "gradient", "half", 64): Tile(128, 64, 64, 8, 2),
-    ("gfx942", "gradient", "half", 128): Tile(128, 64, 128, 8, 2),
-    ("gfx942", "gradient", "half", 256): Tile(64, 32, 256, 8, 2),
+    ("gfx942", "gradient", "half", 64): Tile(128, 32, 64, 8, 2),
+    ("gfx942", "gradient", "half", 128): Tile(64, 32, 128, 8, 2),
+    ("gfx942", "gradient", "half", 256): Tile(64, 16, 256, 8, 2),
     ("gfx942", "gradient", "float", 64): Tile(64, 32, 64, 8, 2),
     ("gfx942", "panel", "half", WIDE): Tile(128, 128, 64, 8, 2),
     ("gfx942", "panel", "float", WIDE): Tile(64, 64, 32, 4, 2),

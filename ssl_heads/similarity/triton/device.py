@@ -18,15 +18,13 @@ INTERPRETER_TILES: dict[Kernel, Tile] = {
 
 @functools.lru_cache
 def architecture(device: torch.device) -> str:
-    """Row of the table of configurations: the device's own, or the nearest that asks for no more shared memory."""
+    """Row of the table of configurations: the device's own, or the one that asks for least."""
     if device.type == "cpu":
         return "interpreter"
     if torch.version.hip is not None:
         return "gfx942"
-    major, minor = torch.cuda.get_device_capability(device)
-    if (major, minor) == (8, 0) or (major, minor) == (8, 7):
-        return "sm_80"
-    return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_86")
+    major, _ = torch.cuda.get_device_capability(device)
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
 
 
 @functools.lru_cache

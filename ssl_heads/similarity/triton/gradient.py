@@ -4,8 +4,9 @@ With upstream gradients ``g`` of the rows and ``h`` of the columns the weight of
 
     W_ij = g_i exp(S_ij - row_lse_i) + h_j exp(S_ij - column_lse_j),        W_ij = g_i sigmoid(S_ij)  (SOFTPLUS),
 
-and 0 where the pair is left out. The kernels divide ``g`` and ``h`` by their largest magnitude (``unit``), so that
-weights are O(1) when they are rounded for the tensor cores; `finish_kernel` multiplies it back.
+and 0 where the pair is left out. The launcher divides ``g`` and ``h`` by their largest magnitude (``unit``), so that
+weights are O(1) when they are rounded for the tensor cores; `finish_kernel` multiplies it back. Where S is bounded the
+launcher also folds ``exp(-lse)`` into these factors, and one exponential serves both terms.
 """
 
 from __future__ import annotations
@@ -17,54 +18,50 @@ from ssl_heads.similarity.triton.tiles import LOG2_E, leave_out, load_bias, load
 
 
 @triton.jit
-def load_upstream(lse_ptr, gradient_ptr, unit, positions, count, PRESENT: tl.constexpr):
-    """Log-sum-exp in base 2 and gradient over ``unit``; a row without negatives has no gradient."""
+def load_upstream(shift_ptr, factor_ptr, positions, count, PRESENT: tl.constexpr, BOUNDED: tl.constexpr):
+    """What the exponent subtracts and what the exponential is multiplied by; nothing past the end."""
+    shift = tl.zeros(positions.shape, tl.float32)
+    factor = tl.zeros(positions.shape, tl.float32)
     if PRESENT:
-        valid = positions < count
-        lse = tl.load(lse_ptr + positions, mask=valid, other=0.0) * LOG2_E
-        gradient = tl.load(gradient_ptr + positions, mask=valid, other=0.0) / unit
-        empty = lse == float("-inf")
-        return tl.where(empty, 0.0, lse), tl.where(empty, 0.0, gradient)
-    else:
-        return tl.zeros(positions.shape, tl.float32), tl.zeros(positions.shape, tl.float32)
+        factor = tl.load(factor_ptr + positions, mask=positions < count, other=0.0)
+        if not BOUNDED:
+            shift = tl.load(shift_ptr + positions, mask=positions < count, other=0.0)
+    return shift, factor
 
 
 @triton.jit
 def pair_weights(
-    x, row_lse, row_gradient, column_lse, column_gradient,
+    x, row_shift, row_factor, column_shift, column_factor,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BOUNDED: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """``W`` of a tile; one exponential an element where S is bounded or one side alone has a gradient."""
     if SOFTPLUS:
         tail = tl.exp2(-tl.abs(x))
-        weights = tl.where(x > 0, 1.0, tail) / (1.0 + tail) * (row_gradient[:, None] + column_gradient[None, :])
-    elif BOUNDED and ROWS and COLUMNS:
-        row_factor = row_gradient * tl.exp2(-row_lse)
-        column_factor = column_gradient * tl.exp2(-column_lse)
+        weights = tl.where(x > 0, 1.0, tail) / (1.0 + tail) * (row_factor[:, None] + column_factor[None, :])
+    elif BOUNDED:
         weights = tl.exp2(x) * (row_factor[:, None] + column_factor[None, :])
     elif ROWS and COLUMNS:
-        weights = tl.exp2(x - row_lse[:, None]) * row_gradient[:, None]
-        weights += tl.exp2(x - column_lse[None, :]) * column_gradient[None, :]
+        weights = tl.exp2(x - row_shift[:, None]) * row_factor[:, None]
+        weights += tl.exp2(x - column_shift[None, :]) * column_factor[None, :]
     elif ROWS:
-        weights = tl.exp2(x - row_lse[:, None]) * row_gradient[:, None]
+        weights = tl.exp2(x - row_shift[:, None]) * row_factor[:, None]
     else:
-        weights = tl.exp2(x - column_lse[None, :]) * column_gradient[None, :]
+        weights = tl.exp2(x - column_shift[None, :]) * column_factor[None, :]
     return weights
 
 
 @triton.jit
 def gradient_kernel(
     q_ptr, k_ptr,  # (N, WIDTH), (M, WIDTH): rows 16-byte aligned, zero-padded features
-    scale_ptr, unit_ptr,  # (1,) fp32
+    scale_ptr,  # (1,) fp32
     row_bias_ptr, column_bias_ptr,  # (N,), (M,) fp32
     query_ids_ptr, key_ids_ptr,  # (N,), (M,) integers
-    row_lse_ptr, row_gradient_ptr, column_lse_ptr, column_gradient_ptr,  # (N,), (N,), (M,), (M,) fp32
+    row_shift_ptr, row_factor_ptr, column_shift_ptr, column_factor_ptr,  # (N,), (N,), (M,), (M,) fp32
     out_ptr,  # (splits, N, WIDTH) fp32: W k
     sums_ptr,  # (splits, N) fp32: row sums of W
     N, M, q_stride, k_stride, offset, period, tiles, tiles_per_split,
     HAS_ROW_BIAS: tl.constexpr, HAS_COLUMN_BIAS: tl.constexpr, DIAGONAL: tl.constexpr, IDS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BOUNDED: tl.constexpr, SOFTPLUS: tl.constexpr, SUMS: tl.constexpr,
-    WEIGHT_SCALE: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``W k`` of one row block and one column split, accumulated in registers."""
@@ -72,9 +69,8 @@ def gradient_kernel(
     split = tl.program_id(1)
     rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
     scale = tl.load(scale_ptr) * LOG2_E
-    unit = tl.load(unit_ptr) / WEIGHT_SCALE
     row_bias = load_bias(row_bias_ptr, rows, N, HAS_ROW_BIAS)
-    row_lse, row_gradient = load_upstream(row_lse_ptr, row_gradient_ptr, unit, rows, N, ROWS)
+    row_shift, row_factor = load_upstream(row_shift_ptr, row_factor_ptr, rows, N, ROWS, BOUNDED)
     q = load_rows(q_ptr, rows, N, q_stride, 0, WIDTH)
     out = tl.zeros((BLOCK_M, WIDTH), tl.float32)
     sums = tl.zeros((BLOCK_M,), tl.float32)
@@ -84,13 +80,15 @@ def gradient_kernel(
     for tile in range(begin, end):
         columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         column_bias = load_bias(column_bias_ptr, columns, M, HAS_COLUMN_BIAS)
-        column_lse, column_gradient = load_upstream(column_lse_ptr, column_gradient_ptr, unit, columns, M, COLUMNS)
+        column_shift, column_factor = load_upstream(
+            column_shift_ptr, column_factor_ptr, columns, M, COLUMNS, BOUNDED
+        )
         k = load_rows(k_ptr, columns, M, k_stride, 0, WIDTH)
         products = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         x = products * scale + (row_bias[:, None] + column_bias[None, :])
         x = leave_out(x, rows, columns, N, M, query_ids_ptr, key_ids_ptr, offset, period, DIAGONAL, IDS, BLOCK_M)
         weights = pair_weights(
-            x, row_lse, row_gradient, column_lse, column_gradient, ROWS, COLUMNS, BOUNDED, SOFTPLUS
+            x, row_shift, row_factor, column_shift, column_factor, ROWS, COLUMNS, BOUNDED, SOFTPLUS
         )
         if SUMS:
             sums += tl.sum(weights, 1)
@@ -106,15 +104,15 @@ def gradient_kernel(
 @triton.jit
 def panel_kernel(
     q_ptr, k_ptr,  # (N, WIDTH), (M, WIDTH): rows 16-byte aligned, zero-padded features
-    scale_ptr, unit_ptr,  # (1,) fp32
+    scale_ptr,  # (1,) fp32
     row_bias_ptr, column_bias_ptr,  # (N,), (M,) fp32
     query_ids_ptr, key_ids_ptr,  # (N,), (M,) integers
-    row_lse_ptr, row_gradient_ptr, column_lse_ptr, column_gradient_ptr,  # (N,), (N,), (M,), (M,) fp32
+    row_shift_ptr, row_factor_ptr, column_shift_ptr, column_factor_ptr,  # (N,), (N,), (M,), (M,) fp32
     panel_ptr,  # (last_row - first_row, last_column - first_column) in the dtype of q
     N, M, q_stride, k_stride, panel_stride, offset, period, first_row, last_row, first_column, last_column,
     HAS_ROW_BIAS: tl.constexpr, HAS_COLUMN_BIAS: tl.constexpr, DIAGONAL: tl.constexpr, IDS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BOUNDED: tl.constexpr, SOFTPLUS: tl.constexpr,
-    WEIGHT_SCALE: tl.constexpr, GROUP: tl.constexpr,
+    GROUP: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of ``W``, written to a panel that library products read."""
@@ -132,15 +130,15 @@ def panel_kernel(
         q_ptr, k_ptr, rows, columns, N, M, q_stride, k_stride, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
     )
     scale = tl.load(scale_ptr) * LOG2_E
-    unit = tl.load(unit_ptr) / WEIGHT_SCALE
     row_bias = load_bias(row_bias_ptr, rows, N, HAS_ROW_BIAS)
     column_bias = load_bias(column_bias_ptr, columns, M, HAS_COLUMN_BIAS)
-    row_lse, row_gradient = load_upstream(row_lse_ptr, row_gradient_ptr, unit, rows, N, ROWS)
-    column_lse, column_gradient = load_upstream(column_lse_ptr, column_gradient_ptr, unit, columns, M, COLUMNS)
+    row_shift, row_factor = load_upstream(row_shift_ptr, row_factor_ptr, rows, N, ROWS, BOUNDED)
+    column_shift, column_factor = load_upstream(column_shift_ptr, column_factor_ptr, columns, M, COLUMNS, BOUNDED)
     x = products * scale + (row_bias[:, None] + column_bias[None, :])
     x = leave_out(x, rows, columns, N, M, query_ids_ptr, key_ids_ptr, offset, period, DIAGONAL, IDS, BLOCK_M)
-    weights = pair_weights(x, row_lse, row_gradient, column_lse, column_gradient, ROWS, COLUMNS, BOUNDED, SOFTPLUS)
-    offsets = (rows - first_row).to(tl.int64)[:, None] * panel_stride + (columns - first_column)[None, :]
+    weights = pair_weights(x, row_shift, row_factor, column_shift, column_factor, ROWS, COLUMNS, BOUNDED, SOFTPLUS)
+    # the launcher bounds the panel in bytes, so 32 bits hold its offsets
+    offsets = (rows - first_row)[:, None] * panel_stride + (columns - first_column)[None, :]
     inside = (rows < last_row)[:, None] & (columns < last_column)[None, :]
     tl.store(panel_ptr + offsets, weights.to(panel_ptr.dtype.element_ty), mask=inside)
 
@@ -153,11 +151,11 @@ def finish_kernel(
     gradient_ptr,  # (N, D) in the dtype of the caller's embeddings
     dot_ptr,  # (N,) fp32: <q_i, (W k)_i>, whose sum is the gradient of the scale
     N, D, q_stride, gradient_stride, splits,
-    WEIGHT_SCALE: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Add the splits in their order, scale, round once; the row dot is taken before rounding."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    unit = tl.load(unit_ptr) / WEIGHT_SCALE
+    unit = tl.load(unit_ptr)
     scale = tl.load(scale_ptr)
     dot = tl.zeros((BLOCK_M,), tl.float32)
     for first in range(0, WIDTH, BLOCK_D):

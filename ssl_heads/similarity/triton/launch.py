@@ -81,16 +81,25 @@ class Operands(NamedTuple):
 
 
 class Upstream(NamedTuple):
-    """Log-sum-exp and gradient of rows and columns; a side without gradient is None."""
+    """What the exponents subtract and the exponentials are multiplied by; a side without gradient is None.
 
-    row_lse: Tensor | None
-    row_gradient: Tensor | None
-    column_lse: Tensor | None
-    column_gradient: Tensor | None
+    Attributes:
+        row_shift: Log-sum-exp of the rows in base 2.
+        row_factor: Gradient of the rows over ``unit``; where S is bounded, times ``exp(-lse)``.
+        column_shift: Like ``row_shift``.
+        column_factor: Like ``row_factor``.
+        unit: Largest gradient over the scale in which weights are stored: what a product with W is multiplied by.
+    """
+
+    row_shift: Tensor | None
+    row_factor: Tensor | None
+    column_shift: Tensor | None
+    column_factor: Tensor | None
     unit: Tensor
 
     def transposed(self) -> Upstream:
-        return Upstream(self.column_lse, self.column_gradient, self.row_lse, self.row_gradient, self.unit)
+        """The weights of S^T."""
+        return Upstream(self.column_shift, self.column_factor, self.row_shift, self.row_factor, self.unit)
 
 
 # ------------------------------------------------------------------------------------------------------------ operands
@@ -410,7 +419,7 @@ def pair_backward(
     ``scale W^T q``, ``sum_ij W_ij <q_i, k_j>``, and the row and column sums of W.
     """
     s = operands(query, key, exclusion, scale, row_bias, column_bias)
-    upstream = _upstream(row_lse, row_gradient, column_lse, column_gradient)
+    upstream = _upstream(s, row_lse, row_gradient, column_lse, column_gradient, is_bounded(bound))
     return _differentiate(s, upstream, query, key, is_bounded(bound), False, needs)
 
 
@@ -427,7 +436,7 @@ def softplus_backward(
 ) -> Gradients:
     """Gradients of `softplus_forward`: ``W_ij = g_i sigmoid(S_ij)`` on negatives."""
     s = operands(query, key, exclusion, scale, row_bias, column_bias)
-    upstream = _upstream(torch.zeros_like(row_gradient), row_gradient, None, None)
+    upstream = _upstream(s, None, row_gradient, None, None, False)
     return _differentiate(s, upstream, query, key, False, True, needs)
 
 
@@ -449,42 +458,53 @@ def self_backward(
     complete, ``key`` and ``column_bias`` are None.
     """
     s = operands(query, key, exclusion, scale, bias, bias)
-    upstream = _upstream(lse, gradient, lse, gradient)
+    upstream = _upstream(s, lse, gradient, lse, gradient, is_bounded(bound))
     needs = Needs(query=True, key=False, row_bias=needs_bias)
     result = _differentiate(s, upstream, query, key, is_bounded(bound), False, needs)
     return result._replace(scale=result.scale / 2)  # each pair was counted from both of its ends
 
 
 def _upstream(
-    row_lse: Tensor | None, row_gradient: Tensor | None, column_lse: Tensor | None, column_gradient: Tensor | None
+    s: Operands,
+    row_lse: Tensor | None,
+    row_gradient: Tensor | None,
+    column_lse: Tensor | None,
+    column_gradient: Tensor | None,
+    bounded: bool,
 ) -> Upstream:
     gradients = [g for g in (row_gradient, column_gradient) if g is not None]
     if not gradients:
         raise ValueError("a backward pass needs the gradient of the rows or of the columns; got neither")
-    largest = [g.detach().float().abs().amax() for g in gradients if g.numel()]
-    unit = torch.stack(largest).amax() if largest else gradients[0].new_ones((), dtype=torch.float32)
-    unit = torch.where(unit == 0, torch.ones_like(unit), unit).reshape(1)
-    return Upstream(
-        None if row_gradient is None else _vector(row_lse),
-        _vector(row_gradient),
-        None if column_gradient is None else _vector(column_lse),
-        _vector(column_gradient),
-        unit,
-    )
+    largest = torch.stack([g.detach().float().abs().amax() for g in gradients if g.numel()] or [s.scale[0]]).amax()
+    unit = torch.where(largest == 0, torch.ones_like(largest), largest).reshape(1) / WEIGHT_SCALE[s.q.dtype]
+    rows = _shift_and_factor(row_lse, row_gradient, unit, bounded)
+    return Upstream(*rows, *_shift_and_factor(column_lse, column_gradient, unit, bounded), unit)
+
+
+def _shift_and_factor(
+    lse: Tensor | None, gradient: Tensor | None, unit: Tensor, bounded: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    if gradient is None:
+        return None, None
+    factor = gradient.detach().float() / unit
+    if lse is None:
+        return None, factor
+    empty = lse == -math.inf  # a row without negatives has no gradient
+    lse = lse.masked_fill(empty, 0.0)
+    factor = factor.masked_fill(empty, 0.0)
+    return (None, factor * torch.exp(-lse)) if bounded else (lse / math.log(2), factor)
 
 
 def _weight_arguments(s: Operands, u: Upstream, bounded: bool, softplus: bool) -> dict[str, object]:
     return {
-        "unit_ptr": u.unit,
-        "row_lse_ptr": u.unit if u.row_lse is None else u.row_lse,
-        "row_gradient_ptr": u.unit if u.row_gradient is None else u.row_gradient,
-        "column_lse_ptr": u.unit if u.column_lse is None else u.column_lse,
-        "column_gradient_ptr": u.unit if u.column_gradient is None else u.column_gradient,
-        "ROWS": u.row_gradient is not None,
-        "COLUMNS": u.column_gradient is not None,
-        "BOUNDED": bounded,
+        "row_shift_ptr": u.unit if u.row_shift is None else u.row_shift,
+        "row_factor_ptr": u.unit if u.row_factor is None else u.row_factor,
+        "column_shift_ptr": u.unit if u.column_shift is None else u.column_shift,
+        "column_factor_ptr": u.unit if u.column_factor is None else u.column_factor,
+        "ROWS": u.row_factor is not None,
+        "COLUMNS": u.column_factor is not None,
+        "BOUNDED": bounded or softplus,
         "SOFTPLUS": softplus,
-        "WEIGHT_SCALE": WEIGHT_SCALE[s.q.dtype],
     }
 
 
@@ -537,7 +557,7 @@ def _in_registers(
         )
     gradient, dots = like.new_empty(like.shape), s.scale.new_empty(n)
     _finish(raw, s.q, s, u, gradient, dots)
-    return gradient, dots, None if row_sums is None else row_sums.sum(0) * (u.unit / WEIGHT_SCALE[s.q.dtype])
+    return gradient, dots, None if row_sums is None else row_sums.sum(0) * u.unit
 
 
 def _finish(raw: Tensor, q: Tensor, s: Operands, u: Upstream, gradient: Tensor, dots: Tensor) -> None:
@@ -546,7 +566,7 @@ def _finish(raw: Tensor, q: Tensor, s: Operands, u: Upstream, gradient: Tensor, 
     with _on(q):
         finish_kernel[(triton.cdiv(n, 16),)](
             raw, q, s.scale, u.unit, gradient, dots, n, gradient.shape[1], q.stride(0), gradient.stride(0), splits,
-            WEIGHT_SCALE=WEIGHT_SCALE[s.q.dtype], WIDTH=width, BLOCK_M=16, BLOCK_D=64, num_warps=4,
+            WIDTH=width, BLOCK_M=16, BLOCK_D=64, num_warps=4,
         )  # fmt: skip
 
 
@@ -595,13 +615,12 @@ def _through_panels(
         key_gradient = key.new_empty(key.shape)
         key_dots = s.scale.new_empty(m) if query_gradient is not None else dots
         _finish(key_raw[None], s.k, s, u, key_gradient, key_dots)
-    factor = u.unit / WEIGHT_SCALE[s.q.dtype]
     return Gradients(
         query_gradient,
         key_gradient,
         dots.sum().reshape(1),
-        None if row_sums is None else row_sums * factor,
-        None if column_sums is None else column_sums * factor,
+        None if row_sums is None else row_sums * u.unit,
+        None if column_sums is None else column_sums * u.unit,
     )
 
 

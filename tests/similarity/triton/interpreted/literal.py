@@ -1,0 +1,92 @@
+"""The similarity matrix written out in float64, and inputs that surround themselves with NaN."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssl_heads.similarity.exclusion import Exclusion
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 4e-3}
+
+
+class Matrix(NamedTuple):
+    """What defines S, and which pairs it leaves out."""
+
+    query: Tensor
+    key: Tensor
+    scale: float
+    row_bias: Tensor | None
+    column_bias: Tensor | None
+    exclusion: Exclusion
+
+    def leaves(self) -> Matrix:
+        """The rounded inputs in float64, each waiting for its gradient."""
+        leaf = [None if x is None else x.detach().double().requires_grad_() for x in (self.row_bias, self.column_bias)]
+        query, key = (x.detach().double().requires_grad_() for x in (self.query, self.key))
+        return Matrix(query, key, torch.tensor(self.scale).double().requires_grad_(), *leaf, self.exclusion)
+
+    def logits(self) -> Tensor:
+        """S with ``-inf`` where a pair is left out."""
+        s = self.scale * self.query @ self.key.T
+        if self.row_bias is not None:
+            s = s + self.row_bias[:, None]
+        if self.column_bias is not None:
+            s = s + self.column_bias[None, :]
+        return s.masked_fill(left_out(self.exclusion, *s.shape), -math.inf)
+
+
+def left_out(exclusion: Exclusion, n: int, m: int) -> Tensor:
+    """The rule of `Exclusion`, pair by pair."""
+    offset, period, query_ids, key_ids, keep_equal = exclusion
+    mask = torch.zeros(n, m, dtype=torch.bool)
+    for i in range(n):
+        for j in range(m):
+            if period and (j - i - offset) % period == 0:
+                mask[i, j] = True
+            if query_ids is not None and bool(query_ids[i] == key_ids[j]) != keep_equal:
+                mask[i, j] = True
+    return mask
+
+
+def log_sum_exp(s: Tensor, dim: int) -> Tensor:
+    """Log-sum-exp whose gradient is zero, not NaN, where all is left out."""
+    empty = (s == -math.inf).all(dim, keepdim=True)
+    return s.masked_fill(empty, 0.0).logsumexp(dim).masked_fill(empty.squeeze(dim), -math.inf)
+
+
+def surrounded(x: Tensor) -> Tensor:
+    """The same values as a view into memory that is NaN (or, for integers, equal to the first value) all around."""
+    rows = x.shape[0]
+    filler = x[0].reshape(-1)[0] if rows and not x.is_floating_point() else math.nan
+    buffer = torch.full((rows + 64, *x.shape[1:]), filler, dtype=x.dtype)
+    view = buffer[:rows] if x.dim() > 1 else buffer[16 : 16 + rows]
+    view.copy_(x)
+    return view
+
+
+def embeddings(rows: int, width: int, dtype: torch.dtype, spread: float = 1.0) -> Tensor:
+    """Random rows of length ``spread``."""
+    x = torch.randn(rows, width)
+    return surrounded((spread * x / x.norm(dim=1, keepdim=True)).to(dtype))
+
+
+def exclusions(n: int, m: int) -> dict[str, Exclusion]:
+    """Every kind of pattern, ragged ones included."""
+    query_ids, key_ids = surrounded(torch.randint(0, 7, (n,))), surrounded(torch.randint(0, 7, (m,)))
+    return {
+        "nothing": Exclusion.nothing(),
+        "diagonal": Exclusion.diagonal(n, m),
+        "diagonal right": Exclusion.diagonal(n, m, 11),
+        "diagonal left": Exclusion.diagonal(n, m, -40),
+        "period of a tile and more": Exclusion(offset=-3, period=67),
+        "short period": Exclusion(offset=5, period=9),
+        "ids": Exclusion.equal_ids(query_ids, key_ids),
+        "small ids": Exclusion.equal_ids(query_ids.int(), key_ids.int()),
+        "different ids": Exclusion(query_ids=query_ids, key_ids=key_ids, keep_equal=True),
+        "ids and diagonal": Exclusion(1, 50, query_ids, key_ids),
+        "different ids and diagonal": Exclusion(1, 50, query_ids, key_ids, True),
+    }

@@ -1,0 +1,280 @@
+"""Gradient kernels against float64 autograd: in registers, through panels, one set, softplus."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssl_heads.similarity.exclusion import Exclusion
+from ssl_heads.similarity.triton import gradient, launch
+from tests.checks import assert_gradient_close
+from tests.similarity.triton.interpreted.literal import (
+    TOLERANCE,
+    Matrix,
+    embeddings,
+    exclusions,
+    log_sum_exp,
+    surrounded,
+)
+
+N, M = 70, 83
+REGISTERS, PANELS = 37, 300
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+ALL = launch.Needs(True, True, True, True)
+pytestmark = [pytest.mark.usefixtures("poisoned_memory"), pytest.mark.filterwarnings("ignore:divide by zero")]
+
+
+def matrix(pattern: str, dtype: torch.dtype = torch.float32, width: int = REGISTERS, biases: bool = True) -> Matrix:
+    row_bias, column_bias = surrounded(torch.randn(N)), surrounded(torch.randn(M))
+    query, key = embeddings(N, width, dtype), embeddings(M, width, dtype)
+    return Matrix(
+        query, key, 14.0, row_bias if biases else None, column_bias if biases else None, exclusions(N, M)[pattern]
+    )
+
+
+def backward(
+    s: Matrix, g: Tensor | None, h: Tensor | None, bound: float, needs: launch.Needs = ALL
+) -> launch.Gradients:
+    arguments: dict[str, Any] = dict(scale=s.scale, row_bias=s.row_bias, column_bias=s.column_bias, bound=bound)
+    row, column = launch.pair_forward(s.query, s.key, s.exclusion, columns=True, **arguments)
+    assert column is not None
+    row, column = surrounded(row), surrounded(column)
+    return launch.pair_backward(
+        s.query, s.key, s.exclusion, row if g is not None else None, g, column if h is not None else None, h,
+        needs=needs, **arguments,
+    )  # fmt: skip
+
+
+def reference(s: Matrix, g: Tensor | None, h: Tensor | None) -> Matrix:
+    """Gradients of ``g . row + h . column`` by float64 autograd, in the fields of their leaves."""
+    leaves = s.leaves()
+    logits = leaves.logits()
+    value = logits.new_zeros(())
+    for dim, upstream in ((1, g), (0, h)):
+        if upstream is not None:
+            lse = log_sum_exp(logits, dim)
+            value = value + (upstream.double() * lse.masked_fill(lse == -math.inf, 0.0)).sum()
+    return gradients_of(value, leaves)
+
+
+def gradients_of(value: Tensor, leaves: Matrix) -> Matrix:
+    value.backward()
+    return Matrix(*(None if x is None else x.grad for x in leaves[:-1]), leaves.exclusion)  # type: ignore[arg-type]
+
+
+def assert_right(actual: launch.Gradients, expected: Matrix, dtype: torch.dtype) -> None:
+    """By relative norm; embeddings get their gradient in their own dtype, everything else in fp32."""
+    for name in ("query", "key"):
+        assert getattr(actual, name).dtype == dtype
+        assert_gradient_close(getattr(actual, name), getattr(expected, name), TOLERANCE[dtype])
+    for found, wanted in ((actual.row_bias, expected.row_bias), (actual.column_bias, expected.column_bias)):
+        if wanted is not None:
+            assert found is not None
+            assert found.dtype == torch.float32
+            assert_gradient_close(found, wanted, TOLERANCE[dtype])
+    assert_gradient_close(actual.scale, expected.scale.reshape(1), TOLERANCE[dtype])  # type: ignore[attr-defined]
+
+
+def upstream() -> tuple[Tensor, Tensor]:
+    """Of the size of a mean over a large batch, and of both signs."""
+    return surrounded(1e-6 * torch.randn(N)), surrounded(1e-6 * torch.randn(M))
+
+
+@pytest.mark.parametrize("bound", [math.inf, 30.0])
+@pytest.mark.parametrize("pattern", list(exclusions(1, 1)))
+def test_both_sides(pattern: str, bound: float) -> None:
+    s, (g, h) = matrix(pattern), upstream()
+    assert_right(backward(s, g, h, bound), reference(s, g, h), torch.float32)
+
+
+@pytest.mark.parametrize("bound", [math.inf, 30.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [64, 100, 200, PANELS])
+def test_widths_and_dtypes(width: int, dtype: torch.dtype, bound: float) -> None:
+    s, (g, h) = matrix("ids and diagonal", dtype, width), upstream()
+    assert_right(backward(s, g, h, bound), reference(s, g, h), dtype)
+
+
+@pytest.mark.parametrize("width", [REGISTERS, PANELS])
+@pytest.mark.parametrize("bound", [math.inf, 30.0])
+@pytest.mark.parametrize("side", ["rows", "columns"])
+def test_one_side(side: str, bound: float, width: int) -> None:
+    s, (g, h) = matrix("diagonal left", width=width), upstream()
+    sides = (g, None) if side == "rows" else (None, h)
+    assert_right(backward(s, *sides, bound), reference(s, *sides), torch.float32)
+
+
+@pytest.mark.parametrize("width", [REGISTERS, PANELS])
+def test_only_what_is_needed(width: int) -> None:
+    """A queue of keys gets no gradient; biases and scale alone cost no gradient of the other side."""
+    s, (g, _) = matrix("nothing", width=width), upstream()
+    expected = reference(s, g, None)
+    found = backward(s, g, None, math.inf, launch.Needs(query=True, key=False))
+    assert found.key is None
+    assert_gradient_close(found.query, expected.query, 1e-5)
+    assert_gradient_close(found.scale, expected.scale.reshape(1), 1e-5)  # type: ignore[attr-defined]
+    found = backward(s, g, None, math.inf, launch.Needs(query=False, key=True))
+    assert found.query is None
+    assert_gradient_close(found.key, expected.key, 1e-5)
+    assert_gradient_close(found.scale, expected.scale.reshape(1), 1e-5)  # type: ignore[attr-defined]
+    found = backward(s, g, None, math.inf, launch.Needs(False, False, False, True))
+    assert_gradient_close(found.column_bias, expected.column_bias, 1e-5)
+
+
+@pytest.mark.parametrize("width", [REGISTERS, PANELS])
+def test_logits_of_two_hundred(width: int) -> None:
+    for sign in (-1.0, 1.0):
+        direction = torch.nn.functional.normalize(torch.randn(1, width))
+        query = surrounded(direction + 0.05 / width**0.5 * torch.randn(N, width))
+        key = surrounded(sign * direction + 0.05 / width**0.5 * torch.randn(M, width))
+        s, (g, h) = Matrix(query, key, 200.0, None, None, Exclusion.diagonal(N, M)), upstream()
+        found, expected = backward(s, g, h, math.inf), reference(s, g, h)
+        # a logit of 200 is known to 200 * 2^-24, and so is its exponential
+        assert_gradient_close(found.query, expected.query, 5e-5)
+        assert_gradient_close(found.key, expected.key, 5e-5)
+
+
+@pytest.mark.parametrize("width", [REGISTERS, PANELS])
+@pytest.mark.parametrize("bound", [math.inf, 30.0])
+def test_rows_and_columns_without_negatives(bound: float, width: int) -> None:
+    s, (g, h) = matrix("nothing", width=width, biases=False), upstream()
+    query_ids, key_ids = torch.arange(N) % 3, torch.zeros(M, dtype=torch.long)
+    key_ids[-30:] = torch.arange(30) % 3
+    query_ids[40:], key_ids[5] = 0, 2
+    s = s._replace(exclusion=Exclusion.equal_ids(query_ids, key_ids))
+    assert_right(backward(s, g, h, bound), reference(s, g, h), torch.float32)
+    found = backward(s._replace(exclusion=Exclusion(period=1)), g, h, bound)
+    for gradient_ in (found.query, found.key, found.scale):
+        assert gradient_ is not None
+        assert bool((gradient_ == 0).all())
+
+
+@pytest.mark.parametrize("bound", [math.inf, 30.0])
+@pytest.mark.parametrize("width", [REGISTERS, PANELS])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_set(dtype: torch.dtype, width: int, bound: float) -> None:
+    """One kernel gives ``(W + W^T) key``: the gradient of both uses of the embeddings."""
+    n = 94
+    x = embeddings(n, width, dtype)
+    weight = torch.rand(width, dtype=torch.float64).to(dtype)
+    query = (x * weight).contiguous()
+    bias, g = surrounded(torch.randn(n)), surrounded(1e-6 * torch.randn(n))
+    exclusion = Exclusion.modulo(47)
+    symmetric = query.double() @ x.double().T
+    arguments: dict[str, Any] = dict(scale=8.0, bias=bias, bound=bound)
+    row = launch.self_forward(query, x, exclusion, **arguments)
+    found = launch.self_backward(query, x, exclusion, surrounded(row), g, needs_bias=True, **arguments)
+
+    s = Matrix(query, x, 8.0, bias, bias, exclusion).leaves()
+    expected = gradients_of((g.double() * log_sum_exp(s.logits(), 1)).sum(), s)
+    assert float((symmetric - symmetric.T).norm() / symmetric.norm()) < 10 * TOLERANCE[dtype]
+    tolerance = 1e-5 if dtype == torch.float32 else 3 * TOLERANCE[dtype]  # rounding of the query breaks the symmetry
+    # the gradient of x through S is W^T query from its use as a key and diag(w) W key from its use as a query
+    weight_ = weight.double()
+    assert found.query is not None
+    assert found.query.dtype == dtype
+    assert_gradient_close(found.query * weight_, expected.query * weight_ + expected.key, tolerance)
+    assert_gradient_close(found.scale, expected.scale.reshape(1), tolerance)  # type: ignore[attr-defined]
+    assert_gradient_close(found.row_bias, expected.row_bias + expected.column_bias, tolerance)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("width", [REGISTERS, PANELS])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_softplus(dtype: torch.dtype, width: int) -> None:
+    s, (g, _) = matrix("diagonal right", dtype, width), upstream()
+    s = s._replace(row_bias=torch.full((N,), -10.0), column_bias=None)
+    found = launch.softplus_backward(
+        s.query, s.key, s.exclusion, g, scale=s.scale, row_bias=s.row_bias, needs=launch.Needs(row_bias=True)
+    )
+    leaves = s.leaves()
+    value = torch.nn.functional.softplus(leaves.logits(), threshold=1e4).sum(1)
+    assert_right(found, gradients_of((g.double() * value).sum(), leaves), dtype)
+
+
+@pytest.mark.parametrize("width", [REGISTERS, PANELS])
+def test_several_panels_and_splits(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "PANEL_BYTES", 16 * 48 * 4 * 2)
+    monkeypatch.setattr(launch, "PANEL_COLUMNS", 48)
+    query, key = embeddings(N, width, torch.float32), embeddings(410, width, torch.float32)
+    s = Matrix(query, key, 14.0, torch.randn(N), torch.randn(410), Exclusion.diagonal(N, 410, 60))
+    g, h = torch.randn(N), torch.randn(410)
+    assert_right(backward(s, g, h, math.inf), reference(s, g, h), torch.float32)
+
+
+@pytest.mark.parametrize("width", [REGISTERS, PANELS])
+def test_small_weights_survive_float16(width: int) -> None:
+    """A flat softmax over many keys: weights of 1e-4 times an upstream of 1e-8 are far below what float16 holds."""
+    query, key = embeddings(40, width, torch.float16), embeddings(2000, width, torch.float16)
+    s, g = Matrix(query, key, 0.5, None, None, Exclusion.nothing()), 1e-4 * torch.rand(40)
+    found, expected = backward(s, g, None, math.inf), reference(s, g, None)
+    assert_gradient_close(found.query, expected.query, 2e-3)
+
+
+def test_two_runs_are_bitwise_equal() -> None:
+    for width in (REGISTERS, PANELS):
+        s, (g, h) = matrix("ids", width=width), upstream()
+        first, second = backward(s, g, h, math.inf), backward(s, g, h, math.inf)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0)])
+def test_empty(shape: tuple[int, int]) -> None:
+    query, key = torch.randn(shape[0], 8), torch.randn(shape[1], 8)
+    lse, g = torch.full((shape[0],), -math.inf), torch.ones(shape[0])
+    found = launch.pair_backward(query, key, Exclusion.nothing(), lse, g)
+    assert found.query is not None
+    assert found.key is not None
+    assert found.query.shape == query.shape
+    assert bool((found.key == 0).all())
+
+
+# ------------------------------------------------------------------------------- a broken kernel fails the checks above
+
+
+def refuses(bound: float = math.inf) -> None:
+    with pytest.raises(AssertionError):
+        test_both_sides("diagonal right", bound)
+    with pytest.raises(AssertionError):
+        test_widths_and_dtypes(PANELS, torch.float32, bound)
+
+
+@pytest.mark.parametrize("bound", [math.inf, 30.0])
+def test_wrong_weights_are_noticed(bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = gradient.pair_weights
+    for mutate in (
+        lambda w: -w,
+        lambda w: w * 0,
+        lambda w: w * (w < 0.5),  # large weights filtered
+        lambda w: w * (w > 1e-3),  # small weights filtered
+    ):
+        monkeypatch.setattr(gradient, "pair_weights", lambda *a, mutate=mutate: mutate(original(*a)))
+        refuses(bound)
+
+
+def test_swapped_sides_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = gradient.pair_weights
+
+    def swapped(x: Any, a: Any, b: Any, c: Any, d: Any, *flags: Any) -> Any:
+        return original(x, a, b * 0.5, c, d * 2.0, *flags)
+
+    monkeypatch.setattr(gradient, "pair_weights", swapped)
+    refuses()
+
+
+def test_a_missing_mask_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradient, "leave_out", lambda x, *_: x)
+    refuses()
+
+
+def test_a_pattern_that_is_not_transposed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of the keys runs on S^T: its diagonal lies on the other side."""
+    transposed = launch.Operands.transposed
+    monkeypatch.setattr(
+        launch.Operands, "transposed", lambda self: transposed(self)._replace(exclusion=self.exclusion)
+    )
+    with pytest.raises(AssertionError):
+        test_both_sides("diagonal right", math.inf)
