@@ -158,11 +158,15 @@ def pair_backward(
                 query_gradient[i].addmm_(w, key[j])
             if needs_key:
                 key_gradient[j].addmm_(w.t(), query[i])
-    return query_gradient, key_gradient
+    return query_gradient.mul_(weights.unit), key_gradient.mul_(weights.unit)
 
 
 class PairWeights:
-    """The gradient with respect to the logits, tile by tile."""
+    """The gradient with respect to the logits, tile by tile, in units of the largest upstream gradient.
+
+    Upstream gradients carry the small factor ``1 - p`` of a loss that is nearly solved; in their own unit the weights of
+    a tile stay far from underflow.
+    """
 
     def __init__(
         self,
@@ -174,6 +178,11 @@ class PairWeights:
         bound: float,
         count: int,
     ) -> None:
+        largest = row_gradient.abs().max()
+        if column is not None:
+            largest = torch.maximum(largest, column_gradient.abs().max())
+        self.unit = torch.where(largest > 0, largest, 1)
+        row_gradient, column_gradient = row_gradient / self.unit, column_gradient / self.unit
         self.row, self.row_gradient, self.exclusion = without_infinity(row), row_gradient, exclusion
         self.column = None if column is None else without_infinity(column)
         self.column_gradient = column_gradient
@@ -231,7 +240,7 @@ def self_backward(
         product[i].addmm_(a, x[j])
         if i != j:
             product[j].addmm_(a.t(), x[i])
-    return product
+    return product.mul_(weights.unit)
 
 
 def upper_triangle(count: int, size: int) -> Iterator[tuple[slice, slice]]:

@@ -1,0 +1,118 @@
+"""Time, memory and error of contestants that alternate in one process on fresh inputs."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+CLOCK = time.perf_counter
+Loss = Callable[[Sequence[Tensor]], Tensor]
+MakeInputs = Callable[[], list[Tensor]]
+
+
+@dataclass
+class Record:
+    """One contestant on one piece of work."""
+
+    work: str
+    contestant: str
+    rows: int
+    columns: int
+    width: int
+    dtype: str
+    threads: int
+    repeats: int
+    median_ms: float
+    fastest_ms: float
+    slowest_ms: float
+    ratio: float  # the contestant's median over ours
+    peak_extra_mb: float
+    gradient_error: float  # relative norm against float64
+    gemm_equivalents: float  # products of rows x columns x width that the algorithm asks for
+    share_of_gemm_rate: float  # that work at the rate of one plain product, over the measured time
+    note: str = ""
+    version: str = ""
+    torch: str = torch.__version__
+    machine: str = platform.processor() or platform.machine()
+    date: str = datetime.date.today().isoformat()
+
+
+def step(loss: Loss, inputs: Sequence[Tensor]) -> Tensor:
+    """Forward and backward; gradients are left on the inputs."""
+    for x in inputs:
+        x.grad = None
+    value = loss(inputs)
+    value.backward()
+    return value.detach()
+
+
+def peak_extra_bytes(loss: Loss, inputs: Sequence[Tensor]) -> int:
+    """Most bytes that torch's allocator held at once during a step, beyond what it held before."""
+    step(loss, inputs)
+    for x in inputs:
+        x.grad = None
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        step(loss, inputs)
+    assert prof.profiler is not None
+    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def alternate(losses: dict[str, Loss], make_inputs: MakeInputs, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each step, contestant after contestant on the same fresh inputs, in a rotating order."""
+    seconds: dict[str, list[float]] = {name: [] for name in losses}
+    names = list(losses)
+    for turn in range(repeats + 1):
+        inputs = make_inputs()
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            start = CLOCK()
+            step(losses[name], inputs)
+            if turn > 0:  # the first turn warms up
+                seconds[name].append(CLOCK() - start)
+    return seconds
+
+
+def gradient_error(loss: Loss, exact: Loss, inputs: Sequence[Tensor]) -> float:
+    """Relative norm of the gradient's difference from the same loss in float64."""
+    doubles = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
+    step(exact, doubles)
+    step(loss, inputs)
+    wanted = [x for x in inputs if x.requires_grad]
+    truth = [x.grad for x in doubles if x.requires_grad]
+    difference = sum(float((a.grad.double() - b).square().sum()) for a, b in zip(wanted, truth, strict=True))  # type: ignore[union-attr]
+    return (difference / sum(float(b.square().sum()) for b in truth)) ** 0.5  # type: ignore[union-attr]
+
+
+def product_seconds(rows: int, columns: int, width: int, repeats: int = 7) -> float:
+    """Median time of one plain product of the size, the unit in which work is stated."""
+    a, b = torch.randn(rows, width), torch.randn(columns, width)
+    seconds = []
+    for _ in range(repeats):
+        start = CLOCK()
+        for i in range(0, rows, 2048):  # in panels: the whole matrix may not fit
+            a[i : i + 2048] @ b.T
+        seconds.append(CLOCK() - start)
+    return statistics.median(seconds)
+
+
+def write(records: Sequence[Record], path: Path) -> None:
+    """Records as CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Record)])
+        writer.writeheader()
+        writer.writerows(asdict(r) for r in records)
