@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ssl_heads.functional.activation import apply_activation, rep_relu
+from ssl_heads.functional.anchors import anchor_regression, class_anchors, coherence, welch_bound
 from ssl_heads.functional.contrastive import clip_loss, info_nce, nt_xent, siglip_loss, sup_con
+from ssl_heads.functional.delta import DeltaTerms, delta_contrast, delta_terms
 from ssl_heads.functional.gate import bernoulli_kl, concrete_gate, soft_gate, straight_through_gate
 from ssl_heads.functional.normalize import safe_normalize
 from ssl_heads.functional.spectral import (
@@ -17,11 +19,17 @@ from ssl_heads.functional.spectral import (
 from ssl_heads.functional.supervised import nonneg_cross_entropy
 
 __all__ = [
+    "DeltaTerms",
+    "anchor_regression",
     "apply_activation",
     "bernoulli_kl",
+    "class_anchors",
     "clip_loss",
+    "coherence",
     "concrete_gate",
     "decorrelation",
+    "delta_contrast",
+    "delta_terms",
     "info_nce",
     "nonneg_cross_entropy",
     "nt_xent",
@@ -36,4 +44,5 @@ __all__ = [
     "tri_factor_spectral",
     "tri_factor_spectral_two_towers",
     "tri_factor_two_towers",
+    "welch_bound",
 ]

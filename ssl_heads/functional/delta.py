@@ -1,0 +1,304 @@
+"""The delta family: four losses whose optimum is the logarithm of one density ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ssl_heads import _check, similarity
+from ssl_heads.functional.contrastive import against_negatives
+from ssl_heads.similarity import Exclusion, Impl, check_impl, gram, promote
+
+DeltaKind = Literal["nce", "infonce", "scl", "nwj"]
+Ratio = Literal["exp", "linear"]
+
+BLOCK_ELEMENTS = 2**21
+"""Largest number of elements of a block of rows against all columns, before it is reduced."""
+
+
+class Dissimilarity(Protocol):
+    """How unlike two embeddings are. All of it in fp32 or fp64, whatever autocast says."""
+
+    def paired(self, z: Tensor, w: Tensor) -> Tensor:
+        """``d(z_i, w_i)``, of shape (n,)."""
+        ...
+
+    def pairwise(self, z: Tensor, w: Tensor) -> Tensor:
+        """``d(z_i, w_j)``, of shape (n, m)."""
+        ...
+
+    def factors(self, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Query and key with ``-d(z_i, w_j) = <query_i, key_j>``; None if there is no such form."""
+        ...
+
+
+class DeltaTerms(NamedTuple):
+    """A loss of the delta family, with what is worth logging beside it.
+
+    Attributes:
+        loss: The loss, a scalar.
+        clamp_rate: The share of exponentials that were continued linearly, a scalar without gradient; 0 for kinds that
+            bound nothing. If it does not fall towards 0, the loss estimates something else.
+    """
+
+    loss: Tensor
+    clamp_rate: Tensor
+
+
+def delta_contrast(
+    z: Tensor,
+    w: Tensor,
+    kind: DeltaKind,
+    dissimilarity: Dissimilarity,
+    alpha: Tensor | None = None,
+    alpha_tilde: Tensor | None = None,
+    *,
+    symmetric: bool = False,
+    ratio: Ratio = "exp",
+    clamp: float = 15.0,
+    impl: Impl = "auto",
+) -> Tensor:
+    r"""Contrast of pairs ``(z_i, w_i)`` with pairs ``(z_i, w_j)``, ``i != j``.
+
+    .. math:: D_{ij} = d(z_i, w_j) + \alpha_i + \tilde\alpha_j, \qquad r_{ij} = e^{-D_{ij}}
+
+    With :math:`E_p` the mean over the pairs and :math:`E_q` the mean over all ``i != j``:
+
+    ===========  ==============================================================  ====================================
+    kind         loss                                                            its minimum
+    ===========  ==============================================================  ====================================
+    ``nce``      :math:`E_p\,\text{softplus}(D) + E_q\,\text{softplus}(-D)`      2 log 2 - 2 JSD(p, q)
+    ``infonce``  :math:`E_p\,[D_{ii} + \log \sum_j e^{-D_{ij}}]`                 log n - I
+    ``scl``      :math:`-2 E_p\,r + E_q\,r^2`                                    -(1 + chi^2)
+    ``nwj``      :math:`E_p\,D + E_q\,r - 1`                                     -I
+    ===========  ==============================================================  ====================================
+
+    All four are minimal at :math:`r = p / q`, the ratio of the joint density to the product of marginals (InfoNCE up to
+    a factor of each row). The variance of ``scl`` and ``nwj`` grows with the ratio itself: use them where it is small.
+
+    Args:
+        z: Shape (n, d).
+        w: Shape (n, d), row by row the positives of ``z``.
+        kind: Which loss.
+        dissimilarity: An object as in `Dissimilarity`, for instance ``ssl_heads.LpPower(1)``.
+        alpha: The correction of the rows, of shape (n,); None for zero.
+        alpha_tilde: The correction of the columns, of shape (n,); None for zero.
+        symmetric: InfoNCE only: columns find their row as rows find their column, in equal parts.
+        ratio: SCL only: ``"linear"`` takes :math:`r = -D`, the classic spectral loss.
+        clamp: Where ``-D`` exceeds it, ``scl`` and ``nwj`` continue the exponential by its tangent: the value stays
+            finite, the gradient is bounded and never zero.
+        impl: How the matrix is reduced. Forms that factor run through `ssl_heads.similarity`, the others over blocks
+            of rows that are computed again in the backward pass.
+
+    Returns:
+        A scalar in fp32 (fp64 for fp64 inputs). One pair has no negatives: their mean is 0.
+
+    Raises:
+        ValueError: If shapes do not fit, or a choice or a combination is none of the above.
+
+    Reference:
+        A unified framework for disentanglement by contrastive learning (arXiv 2311.04774).
+
+    Example:
+        >>> import torch
+        >>> from ssl_heads import LpPower
+        >>> from ssl_heads.functional import delta_contrast
+        >>> z = torch.tensor([[0.0], [1.0]])
+        >>> delta_contrast(z, z, "infonce", LpPower(1))
+        tensor(0.3133)
+    """
+    return delta_terms(
+        z, w, kind, dissimilarity, alpha, alpha_tilde, symmetric=symmetric, ratio=ratio, clamp=clamp, impl=impl
+    ).loss
+
+
+def delta_terms(
+    z: Tensor,
+    w: Tensor,
+    kind: DeltaKind,
+    dissimilarity: Dissimilarity,
+    alpha: Tensor | None = None,
+    alpha_tilde: Tensor | None = None,
+    *,
+    symmetric: bool = False,
+    ratio: Ratio = "exp",
+    clamp: float = 15.0,
+    impl: Impl = "auto",
+) -> DeltaTerms:
+    """`delta_contrast` together with its clamp rate; same arguments, same errors.
+
+    Example:
+        >>> import torch
+        >>> from ssl_heads import NegativeDot
+        >>> z = torch.full((2, 1), 3.0)
+        >>> delta_terms(z, z, "nwj", NegativeDot(), clamp=8.0).clamp_rate
+        tensor(1.)
+    """
+    check_delta(kind, symmetric, ratio, clamp, impl)
+    _check.paired("z", z, "w", w)
+    for name, correction in (("alpha", alpha), ("alpha_tilde", alpha_tilde)):
+        if correction is not None and correction.shape != z.shape[:1]:
+            raise ValueError(
+                f"{name} must hold one value for each row of z: expected shape ({len(z)},), "
+                f"got {tuple(correction.shape)}"
+            )
+    with torch.autocast(z.device.type, enabled=False):
+        z, w = promote(z), promote(w)
+        rows = torch.zeros_like(z[:, 0]) if alpha is None else alpha.to(z.dtype)
+        columns = torch.zeros_like(z[:, 0]) if alpha_tilde is None else alpha_tilde.to(z.dtype)
+        positive = -(dissimilarity.paired(z, w) + rows + columns)
+        negatives = Negatives(z, w, rows, columns, dissimilarity, impl)
+        if kind == "infonce":
+            return _without_clamp(_infonce(positive, negatives, symmetric))
+        if kind == "nce":
+            return _without_clamp(F.softplus(-positive).mean() + negatives.mean_softplus())
+        if kind == "scl" and ratio == "linear":
+            return _without_clamp(-2 * positive.mean() + negatives.mean_square())
+        if kind == "nwj":
+            repulsion, clamped = negatives.mean(lambda score: bounded_exp(score, clamp), clamp)
+            return DeltaTerms(repulsion - positive.mean() - 1, clamped)
+        repulsion, clamped = negatives.mean(lambda score: bounded_exp(score, clamp).square(), clamp)
+        own = (positive.detach() > clamp).to(z.dtype).mean()
+        share = (own + clamped * (len(z) - 1)) / len(z)
+        return DeltaTerms(repulsion - 2 * bounded_exp(positive, clamp).mean(), share)
+
+
+def check_delta(kind: str, symmetric: bool, ratio: str, clamp: float, impl: Impl) -> None:
+    """Raise ``ValueError`` for an unknown choice, or a choice that the kind does not have."""
+    _check.choice("kind", kind, get_args(DeltaKind))
+    _check.choice("ratio", ratio, get_args(Ratio))
+    _check.positive("clamp", clamp)
+    check_impl(impl)
+    if symmetric and kind != "infonce":
+        raise ValueError(f"symmetric=True is a choice of kind='infonce'; {kind!r} treats rows and columns alike")
+    if ratio == "linear" and kind != "scl":
+        raise ValueError(f"ratio='linear' is a choice of kind='scl'; {kind!r} needs a ratio above zero")
+
+
+def bounded_exp(x: Tensor, clamp: float) -> Tensor:
+    """``exp(x)``, continued by its tangent above ``clamp``: convex, once differentiable, its slope at most e^clamp."""
+    capped = x.clamp_max(clamp)
+    return torch.exp(capped) * (1 + (x - capped))
+
+
+def _without_clamp(loss: Tensor) -> DeltaTerms:
+    return DeltaTerms(loss, torch.zeros_like(loss.detach()))
+
+
+def _infonce(positive: Tensor, negatives: Negatives, symmetric: bool) -> Tensor:
+    by_row, by_column = negatives.log_sum_exp(symmetric)
+    loss = against_negatives(by_row, positive).mean()
+    return loss if by_column is None else (loss + against_negatives(by_column, positive).mean()) / 2
+
+
+class Negatives:
+    """The scores ``S_ij = -D_ij`` of all ``i != j``: reduced, never stored.
+
+    A form that factors becomes a product of two matrices: the corrections are two more features,
+    ``S = [query, -alpha, 1] [key, 1, -alpha_tilde]^T``.
+    """
+
+    def __init__(
+        self, z: Tensor, w: Tensor, rows: Tensor, columns: Tensor, dissimilarity: Dissimilarity, impl: Impl
+    ) -> None:
+        self.z, self.w, self.rows, self.columns = z, w, rows, columns
+        self.dissimilarity, self.impl = dissimilarity, impl
+        factors = dissimilarity.factors(z, w)
+        if factors is None and impl not in ("auto", "dense", "tiled"):
+            raise ValueError(f"impl={impl!r} needs a dissimilarity that is a product of two matrices; use 'tiled'")
+        self.factors = None if factors is None else _with_biases(factors, -rows, -columns)
+
+    def log_sum_exp(self, by_column: bool) -> tuple[Tensor, Tensor | None]:
+        """Log-sum-exp of every row, and of every column on request."""
+        if self.factors is not None:
+            n = len(self.z)
+            diagonal = Exclusion.diagonal(n, n)
+            return similarity.log_sum_exp(*self.factors, exclusion=diagonal, columns=by_column, impl=self.impl)
+        blocks = [self._block(_row_log_sum, i) for i in self._blocks()]
+        row = torch.cat([block[0] for block in blocks])
+        return row, torch.stack([block[1] for block in blocks]).logsumexp(0) if by_column else None
+
+    def mean_softplus(self) -> Tensor:
+        """Mean of ``softplus(S_ij)``."""
+        if self.factors is None:
+            return self.mean(F.softplus)[0]
+        n = len(self.z)
+        bias = self.z.new_zeros(())
+        total = similarity.softplus_sum(*self.factors, 1.0, bias, exclusion=Exclusion.diagonal(n, n), impl=self.impl)
+        return total / self._pairs
+
+    def mean_square(self) -> Tensor:
+        """Mean of ``S_ij^2``, through d x d moments where the form factors."""
+        if self.factors is None:
+            return self.mean(torch.square)[0]
+        query, key = self.factors
+        return (gram.square_sum(query, key) - (query * key).sum(1).square().sum()) / self._pairs
+
+    def mean(self, phi: Callable[[Tensor], Tensor], clamp: float = torch.inf) -> tuple[Tensor, Tensor]:
+        """Mean of ``phi(S_ij)``, and the share of scores above ``clamp``."""
+        if self.impl not in ("auto", "dense", "tiled"):
+            raise ValueError(f"impl={self.impl!r} has no bounded exponential; use 'tiled'")
+
+        def total(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+            above = (scores.detach() > clamp) & ~own
+            return phi(scores).masked_fill(own, 0).sum(), above.sum()
+
+        sums, above = zip(*(self._block(total, i) for i in self._blocks()), strict=True)
+        return torch.stack(sums).sum() / self._pairs, torch.stack(above).sum() / self._pairs
+
+    @property
+    def _pairs(self) -> int:
+        return max(len(self.z) * (len(self.z) - 1), 1)
+
+    def _blocks(self) -> list[slice]:
+        n, d = self.z.shape
+        width = n if self.factors is not None else n * d
+        size = n if self.impl == "dense" else max(1, BLOCK_ELEMENTS // width)
+        return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+    def _block(self, reduce: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], block: slice) -> tuple[Tensor, Tensor]:
+        """Reduce the scores of a block of rows against all columns; what is stored is the reduction alone."""
+
+        def reduced(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.autocast(self.z.device.type, enabled=False):
+                scores = self._scores(*inputs)
+                i = torch.arange(block.start, block.stop, device=scores.device)
+                own = i[:, None] == torch.arange(scores.shape[1], device=scores.device)
+                return reduce(scores, own)
+
+        inputs: tuple[Tensor, ...]
+        if self.factors is not None:
+            query, key = self.factors
+            inputs = (query[block], key)
+        else:
+            inputs = (self.z[block], self.w, self.rows[block], self.columns)
+        if block.stop - block.start == len(self.z):
+            return reduced(*inputs)
+        recomputed: tuple[Tensor, Tensor] = checkpoint(reduced, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return recomputed
+
+    def _scores(self, *inputs: Tensor) -> Tensor:
+        if self.factors is not None:
+            query, key = inputs
+            return query @ key.mT
+        z, w, rows, columns = inputs
+        return -(self.dissimilarity.pairwise(z, w) + rows[:, None] + columns)
+
+
+def _row_log_sum(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    others = scores.masked_fill(own, -torch.inf)
+    return others.logsumexp(1), others.logsumexp(0)
+
+
+def _with_biases(factors: tuple[Tensor, Tensor], row_bias: Tensor, column_bias: Tensor) -> tuple[Tensor, Tensor]:
+    query, key = factors
+    ones = torch.ones_like(row_bias)
+    return (
+        torch.cat([query, torch.stack([row_bias, ones], dim=1)], dim=1),
+        torch.cat([key, torch.stack([ones, column_bias], dim=1)], dim=1),
+    )

@@ -1,0 +1,135 @@
+"""Regression to fixed class anchors: a few labels keep an embedding from collapsing."""
+
+from __future__ import annotations
+
+import warnings
+from typing import get_args
+
+import torch
+from torch import Tensor, distributed, nn
+
+from ssl_heads import _check, functional
+from ssl_heads.functional.anchors import Basis, Distance, class_anchors
+
+STEPS_BEFORE_WARNING = 100
+
+
+class OrthonormalAnchorRegression(nn.Module):
+    r"""Pull every labelled embedding to the fixed direction of its class; add it to any self-supervised loss.
+
+    .. math:: L = L_\text{base} + \frac{\lambda}{|S|}\sum_{i \in S} 1 - \cos(z_i, c_{y_i})
+
+    One direction for all embeddings is a stationary point of contrastive losses. With two labelled classes it is none
+    of this one's: anchors make dimensional collapse rarer. They do not exclude it, since a network whose units have all
+    died has no gradient left.
+
+    The anchors are a buffer: saved with the model, never trained, the same for a seed on every rank. Labels of one
+    class alone leave collapse stationary, so training on a single class warns once (labels on a GPU are not looked
+    into).
+
+    Args:
+        num_classes: K, the number of anchors.
+        dim: Width of the embeddings.
+        basis: ``"qr"`` (random orthonormal directions), ``"identity"`` (for non-negative embeddings), ``"etf"``
+            (regular simplex), ``"grassmannian"`` (more classes than dimensions), or a tensor of shape (K, d) whose rows
+            are then normalised: see `ssl_heads.functional.class_anchors`.
+        distance: ``"cosine"``, ``"euclidean"`` or ``"manhattan"``.
+        ignore_index: The label of a row without one.
+        seed: Of the random directions.
+
+    Raises:
+        ValueError: If the classes do not fit into the dimensions, a tensor has the wrong shape or a zero row, or a
+            choice is unknown.
+
+    Reference:
+        Orthonormal anchors (arXiv 2403.18699) and their successor CLOP (arXiv 2512.07880), which takes the mean.
+
+    Example:
+        >>> import torch
+        >>> from ssl_heads import OrthonormalAnchorRegression
+        >>> anchors = OrthonormalAnchorRegression(10, 128)
+        >>> z, labels = torch.randn(256, 128), torch.full((256,), -1)
+        >>> labels[:25] = torch.arange(25) % 10  # one row in ten has a label
+        >>> anchors(z, labels).shape
+        torch.Size([])
+    """
+
+    anchors: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        basis: Basis | Tensor = "qr",
+        distance: Distance = "cosine",
+        ignore_index: int = -1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check.choice("distance", distance, get_args(Distance))
+        if 0 <= ignore_index < num_classes:
+            raise ValueError(f"ignore_index must not be a class, 0..{num_classes - 1}; got {ignore_index}")
+        if isinstance(basis, Tensor):
+            anchors = _unit_anchors(basis, num_classes, dim)
+        else:
+            anchors = class_anchors(num_classes, dim, basis, torch.Generator().manual_seed(seed))
+        self.register_buffer("anchors", anchors)
+        self.basis = "tensor" if isinstance(basis, Tensor) else basis
+        self.distance, self.ignore_index = distance, ignore_index
+        self._seen: set[int] = set()
+        self._labelled_calls = 0
+        if num_classes == 1:
+            _warn_of_one_class()
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Embeddings of shape (n, d) and labels of shape (n,), of both views together, to a scalar."""
+        loss = functional.anchor_regression(
+            embeddings, labels, self.anchors, distance=self.distance, ignore_index=self.ignore_index
+        )
+        if self.training and not torch.compiler.is_compiling() and labels.device.type == "cpu":
+            self._warn_if_one_class(labels)
+        return loss
+
+    def broadcast(self, group: distributed.ProcessGroup | None = None) -> None:
+        """Take the anchors of the group's first rank; for a tensor basis that ranks drew on their own."""
+        source = 0 if group is None else distributed.get_global_rank(group, 0)
+        distributed.broadcast(self.anchors, source, group)
+
+    def _warn_if_one_class(self, labels: Tensor) -> None:
+        """One class in one batch is chance; one class in many is a data set without another."""
+        if self._labelled_calls > STEPS_BEFORE_WARNING or len(self._seen) > 1 or len(self.anchors) == 1:
+            return
+        found = set(labels.tolist()) - {self.ignore_index}
+        self._seen |= found
+        self._labelled_calls += bool(found)
+        if self._labelled_calls > STEPS_BEFORE_WARNING and len(self._seen) == 1:
+            _warn_of_one_class(f": only {self._seen.pop()} in {STEPS_BEFORE_WARNING} training steps")
+
+    def extra_repr(self) -> str:
+        """The configuration."""
+        classes, dim = self.anchors.shape
+        return (
+            f"num_classes={classes}, dim={dim}, basis={self.basis!r}, distance={self.distance!r}, "
+            f"ignore_index={self.ignore_index}"
+        )
+
+
+def _unit_anchors(basis: Tensor, num_classes: int, dim: int) -> Tensor:
+    if basis.shape != (num_classes, dim) or not basis.is_floating_point():
+        raise ValueError(
+            f"a tensor basis holds one direction a class: expected a floating-point tensor of shape "
+            f"({num_classes}, {dim}), got {basis.dtype} of shape {tuple(basis.shape)}"
+        )
+    anchors = functional.safe_normalize(basis.detach().double()).float()
+    if not bool(anchors.isfinite().all() & anchors.any(dim=1).all()):
+        raise ValueError("a tensor basis must be finite, and no row of it may be zero: a class needs a direction")
+    return anchors
+
+
+def _warn_of_one_class(where: str = "") -> None:
+    warnings.warn(
+        f"anchors prevent collapse only if two classes are labelled, and one is{where}: label a second class, or leave "
+        "the anchors out",
+        stacklevel=4,
+    )

@@ -1,0 +1,157 @@
+"""The delta-contrastive losses as a module that owns its dissimilarity and its corrections."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, distributed, nn
+
+from ssl_heads import functional
+from ssl_heads.functional.delta import DeltaKind, DeltaTerms, Ratio, check_delta
+from ssl_heads.losses.corrections import MLPCorrection, ScalarCorrection
+from ssl_heads.losses.dissimilarities import NegativeCosine
+from ssl_heads.similarity import Impl, promote
+
+ROWS_TO_START_FROM = 512
+
+
+class DeltaContrast(nn.Module):
+    r"""Contrastive learning that recovers latents, with a dissimilarity that says which and corrections for the rest.
+
+    .. math:: D_{ij} = d(z_i, w_j) + \alpha(z_i) + \tilde\alpha(w_j) \;\to\; -\log\frac{p(z_i, w_j)}{p(z_i)\,p(w_j)}
+
+    d is an assumption about how positives vary; :math:`\alpha` and :math:`\tilde\alpha` take up what the marginals add.
+    At the optimum the embeddings are the true latents, up to the symmetries of d: order, sign and shift for
+    ``LpPower(1)``, a rotation more for ``SquaredEuclidean()``. The losses are in `ssl_heads.functional.delta_contrast`.
+
+    Corrections are trained: give ``loss.parameters()`` to the optimiser. What a kind cannot train is refused: one-sided
+    InfoNCE does not depend on alpha, and no InfoNCE on a constant.
+
+    Args:
+        kind: ``"nce"``, ``"infonce"``, ``"scl"`` or ``"nwj"``.
+        dissimilarity: A module as `LpPower`, `SquaredEuclidean`, `NegativeCosine`, or your own with the methods of
+            `ssl_heads.functional.delta.Dissimilarity`. None for the negative cosine with T = 0.2.
+        alpha: The correction of the rows, a module (n, d) -> (n,), or None for zero. ``"auto"`` is a `ScalarCorrection`
+            where the kind needs an offset, else None.
+        alpha_tilde: The correction of the columns.
+        symmetric: InfoNCE in both directions.
+        ratio: ``"linear"`` makes ``"scl"`` the classic spectral loss.
+        clamp: Where the exponentials of ``"scl"`` and ``"nwj"`` turn into straight lines; `terms` tells how often.
+        impl: How the matrix is reduced.
+
+    Raises:
+        ValueError: If a choice is unknown, a kind does not have it, or a correction cannot be trained.
+
+    Example:
+        >>> import torch
+        >>> from ssl_heads import DeltaContrast, LpPower, MLPCorrection
+        >>> loss = DeltaContrast("nwj", LpPower(1), alpha=MLPCorrection(3), alpha_tilde=MLPCorrection(3))
+        >>> z, w = torch.randn(2, 64, 3)
+        >>> loss(z, w).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        kind: DeltaKind = "infonce",
+        dissimilarity: nn.Module | None = None,
+        alpha: nn.Module | Literal["auto"] | None = "auto",
+        alpha_tilde: nn.Module | None = None,
+        *,
+        symmetric: bool = False,
+        ratio: Ratio = "exp",
+        clamp: float = 15.0,
+        impl: Impl = "auto",
+    ) -> None:
+        super().__init__()
+        check_delta(kind, symmetric, ratio, clamp, impl)
+        if alpha == "auto":
+            alpha = ScalarCorrection() if kind != "infonce" and ratio == "exp" else None
+        dissimilarity = NegativeCosine() if dissimilarity is None else dissimilarity
+        _check_modules(dissimilarity, alpha, alpha_tilde)
+        _check_trainable(kind, symmetric, alpha, alpha_tilde)
+        self.kind, self.symmetric, self.ratio, self.clamp, self.impl = kind, symmetric, ratio, clamp, impl
+        self.dissimilarity, self.alpha, self.alpha_tilde = dissimilarity, alpha, alpha_tilde
+
+    def forward(self, z: Tensor, w: Tensor) -> Tensor:
+        """Embeddings of both sides, of shape (n, d), to a scalar."""
+        return self.terms(z, w).loss
+
+    def terms(self, z: Tensor, w: Tensor) -> DeltaTerms:
+        """The loss, and the share of pairs that the bounded exponential changed, for logging."""
+        if self.training and self.kind != "infonce":
+            self._start(z, w)
+        return functional.delta_terms(
+            z,
+            w,
+            self.kind,
+            self.dissimilarity,  # type: ignore[arg-type]  # checked in the constructor
+            _apply(self.alpha, z),
+            _apply(self.alpha_tilde, w),
+            symmetric=self.symmetric,
+            ratio=self.ratio,
+            clamp=self.clamp,
+            impl=self.impl,
+        )
+
+    @torch.no_grad()
+    def _start(self, z: Tensor, w: Tensor) -> None:
+        """Put the median D of the first batch at 0, where every kind has a gradient; on all ranks alike."""
+        waiting = [c for c in (self.alpha, self.alpha_tilde) if isinstance(c, (ScalarCorrection, MLPCorrection))]
+        waiting = [correction for correction in waiting if correction.awaits_start]
+        if not waiting:
+            return
+        z, w = z[:ROWS_TO_START_FROM], w[:ROWS_TO_START_FROM]
+        with torch.autocast(z.device.type, enabled=False):
+            d: Tensor = self.dissimilarity.pairwise(promote(z), promote(w))  # type: ignore[operator]
+        rows, columns = _apply(self.alpha, z), _apply(self.alpha_tilde, w)
+        d = d if rows is None else d + rows[:, None]
+        d = d if columns is None else d + columns
+        start = -d.median()
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(start)
+            start /= distributed.get_world_size()
+        waiting[0].start_at(start)
+        for correction in waiting[1:]:
+            correction.start_at(torch.zeros_like(start))
+
+    def extra_repr(self) -> str:
+        """The configuration."""
+        return (
+            f"kind={self.kind!r}, symmetric={self.symmetric}, ratio={self.ratio!r}, clamp={self.clamp}, "
+            f"impl={self.impl!r}"
+        )
+
+
+def _apply(correction: nn.Module | None, x: Tensor) -> Tensor | None:
+    if correction is None:
+        return None
+    with torch.autocast(x.device.type, enabled=False):
+        values: Tensor = correction(promote(x))
+    return values
+
+
+def _check_modules(dissimilarity: nn.Module, alpha: object, alpha_tilde: object) -> None:
+    missing = [name for name in ("paired", "pairwise", "factors") if not callable(getattr(dissimilarity, name, None))]
+    if missing:
+        raise ValueError(
+            f"dissimilarity {type(dissimilarity).__name__} lacks {', '.join(missing)}: see "
+            "ssl_heads.functional.delta.Dissimilarity"
+        )
+    for name, correction in (("alpha", alpha), ("alpha_tilde", alpha_tilde)):
+        if correction is not None and not isinstance(correction, nn.Module):
+            raise ValueError(f"{name} must be a module (n, d) -> (n,) or None, got {correction!r}")
+
+
+def _check_trainable(kind: DeltaKind, symmetric: bool, alpha: nn.Module | None, alpha_tilde: nn.Module | None) -> None:
+    if kind != "infonce":
+        return
+    if alpha is not None and not symmetric:
+        raise ValueError(
+            f"alpha={alpha} would never be trained: a correction of the rows cancels in one-sided InfoNCE. Leave it "
+            "out, pass it as alpha_tilde, or pass symmetric=True"
+        )
+    for name, correction in (("alpha", alpha), ("alpha_tilde", alpha_tilde)):
+        if isinstance(correction, ScalarCorrection):
+            raise ValueError(f"{name}=ScalarCorrection() would never be trained: a constant cancels in InfoNCE")
