@@ -44,5 +44,5 @@ def expected_activation(features: Tensor) -> ExpectedActivation:
         tensor([1, 0])
     """
     _check.features("features", features)
-    mean = safe_normalize(features.detach().float().relu()).mean(dim=0)
+    mean = safe_normalize(features.detach().float().relu(), eps=0.0).mean(dim=0)
     return ExpectedActivation(mean, torch.argsort(mean, descending=True, stable=True))

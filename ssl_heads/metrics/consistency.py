@@ -69,7 +69,7 @@ def class_consistency(features: Tensor, labels: Tensor, *, eps: float = 1e-5, mi
     _check.positive("eps", eps)
     if min_support < 1:
         raise ValueError(f"min_support must be at least 1, got {min_support}")
-    active = safe_normalize(features.float()).abs() > eps
+    active = safe_normalize(features.float(), eps=0.0).abs() > eps
     classes, y = torch.unique(labels, return_inverse=True)
     counts = torch.zeros(len(classes), features.shape[1], dtype=torch.int64, device=features.device)
     counts = counts.index_add_(0, y, active.long()).cpu()

@@ -40,8 +40,8 @@ def knn_accuracy(train_features: Tensor, train_labels: Tensor, features: Tensor,
     _check.same_width("train_features", train_features, "features", features)
     if not 1 <= k <= len(train_features):
         raise ValueError(f"k must lie between 1 and the {len(train_features)} training rows, got {k}")
-    keys = safe_normalize(train_features.float())
-    queries = safe_normalize(features.float())
+    keys = safe_normalize(train_features.float(), eps=0.0)
+    queries = safe_normalize(features.float(), eps=0.0)
     chunk = max(MAX_SIMILARITIES // len(keys), 1)
     correct = 0
     for query, label in zip(torch.split(queries, chunk), torch.split(labels, chunk), strict=True):

@@ -33,7 +33,7 @@ def sparsity(features: Tensor, eps: float = 1e-5) -> float:
     """
     _check.features("features", features)
     _check.positive("eps", eps)
-    zeros = int((safe_normalize(features.detach().float()).abs() < eps).sum())
+    zeros = int((safe_normalize(features.detach().float(), eps=0.0).abs() < eps).sum())
     return zeros / features.numel()
 
 

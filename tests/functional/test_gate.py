@@ -53,6 +53,10 @@ def test_straight_through_is_hard_forward_and_the_probability_backward(dtype: to
     assert_gradient_close(logits.grad, upstream.double() * p * (1 - p) / 0.7, TOLERANCE[dtype])
 
 
+def test_a_gate_at_its_threshold_is_closed() -> None:
+    assert (straight_through_gate(torch.zeros(3)) == 0).all()
+
+
 def test_the_gate_of_a_half_precision_logit_is_decided_in_float32() -> None:
     logits = torch.tensor([1e-3, -1e-3])
     for dtype in HALF:

@@ -106,7 +106,12 @@ def test_other_dtypes_row_scale_layout_and_sparse_class_ids(dtype: torch.dtype) 
     features, labels = torch.randn(50, 8).relu(), torch.randint(3, (50,))
     expected = class_consistency(features, labels)
     scaled = features * torch.rand(50, 1).add(0.1)
-    for x, y in [(scaled.to(dtype), labels), (features.T.contiguous().T, labels), (features, labels * 10**9)]:
+    for x, y in [
+        (scaled.to(dtype), labels),
+        (features * 1e-9, labels),
+        (features.T.contiguous().T, labels),
+        (features, labels * 10**9),
+    ]:
         result = class_consistency(x, y)
         assert result.mean == pytest.approx(expected.mean)
         assert torch.equal(result.support, expected.support)
