@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from einops import einsum, repeat
 from torch import Tensor
 
-from ssl_heads import _check, similarity
+from ssl_heads import _check, distributed, similarity
+from ssl_heads.distributed import Gather, Pairs, Shard
 from ssl_heads.functional.normalize import safe_normalize
 from ssl_heads.similarity import Exclusion, Impl, promote
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 MultiPositive = Literal["out", "in"]
 
@@ -46,6 +50,8 @@ def nt_xent(
     *,
     normalize: bool = True,
     ids: Tensor | None = None,
+    gather: Gather = "none",
+    group: ProcessGroup | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     r"""The loss of SimCLR: each row finds its other view among all rows of both views.
@@ -58,6 +64,9 @@ def nt_xent(
         temperature: Divides the similarities.
         normalize: Whether rows are divided by their length.
         ids: Integers of shape (n,); samples with an equal id are never negatives of each other.
+        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
+            `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
         impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Returns:
@@ -72,26 +81,37 @@ def nt_xent(
         >>> nt_xent(torch.eye(4), torch.eye(4), temperature=0.5).shape
         torch.Size([])
     """
+    shard = Shard.of(gather, group, z0, z1)
     _check.paired("z0", z0, "z1", z1)
     _check.positive("temperature", temperature)
+    if ids is not None:
+        _check.integers("ids", ids, len(z0), "z0", z0)
     u = unit_rows(torch.cat([z0, z1]), normalize)
-    return nt_xent_of_rows(u, 1 / temperature, None, ids, cosine_bound(1 / temperature, normalize), impl)
+    return nt_xent_of_rows(u, 1 / temperature, None, ids, cosine_bound(1 / temperature, normalize), shard, impl)
 
 
 def nt_xent_of_rows(
-    u: Tensor, scale: float | Tensor, importance: Tensor | None, ids: Tensor | None, bound: float, impl: Impl
+    u: Tensor,
+    scale: float | Tensor,
+    importance: Tensor | None,
+    ids: Tensor | None,
+    bound: float,
+    shard: Shard,
+    impl: Impl,
 ) -> Tensor:
     """NT-Xent of stacked views ``u`` of shape (2n, d) with logits ``scale * u diag(importance) u^T``."""
-    n = u.shape[0] // 2
-    first, second = u[:n], u[n:]
-    exclusion = Exclusion.modulo(n)
-    if ids is not None:
-        _check.integers("ids", ids, n, "z0", first)
-        both = repeat(ids, "n -> (views n)", views=2)
-        exclusion = exclusion._replace(query_ids=both, key_ids=both)
-    log_sum = similarity.self_log_sum_exp(u, scale, weight=importance, exclusion=exclusion, bound=bound, impl=impl)
-    positive = row_dots(first if importance is None else first * importance, second) * scale
-    return against_negatives(log_sum, repeat(positive, "n -> (views n)", views=2)).mean()
+    query = u if importance is None else u * importance
+    if shard.alone:
+        exclusion = Exclusion.modulo(shard.rows)
+        if ids is not None:
+            both = repeat(ids, "n -> (views n)", views=2)
+            exclusion = exclusion._replace(query_ids=both, key_ids=both)
+        log_sum = similarity.self_log_sum_exp(u, scale, weight=importance, exclusion=exclusion, bound=bound, impl=impl)
+    else:
+        pairs = Pairs(shard, None if ids is None else shard.gathered(ids))
+        log_sum, _ = distributed.log_sum_exp(query, u, scale, pairs, bound=bound, impl=impl)
+    positive = row_dots(query[: shard.rows], u[shard.rows :]) * scale
+    return shard.mean(against_negatives(log_sum, repeat(positive, "n -> (views n)", views=2)))
 
 
 def info_nce(
@@ -101,6 +121,8 @@ def info_nce(
     temperature: float | Tensor = 0.2,
     *,
     normalize: bool = True,
+    gather: Gather = "none",
+    group: ProcessGroup | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     r"""Each query finds its own key among the keys of the batch, or among the entries of a queue (MoCo).
@@ -112,9 +134,12 @@ def info_nce(
     Args:
         query: Shape (n, d).
         key: Shape (n, d).
-        queue: Shape (K, d), or None. It gets no gradient.
+        queue: Shape (K, d), or None. It gets no gradient, and is not gathered: all ranks hold the same one.
         temperature: Divides the similarities.
         normalize: Whether the rows of all three are divided by their length.
+        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
+            `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
         impl: How the similarity matrix is reduced.
 
     Returns:
@@ -129,18 +154,36 @@ def info_nce(
         >>> round(info_nce(torch.eye(2), torch.eye(2), temperature=1.0).item(), 4)
         0.3133
     """
+    shard = Shard.of(gather, group, query, key)
     _check.paired("query", query, "key", key)
     _check.positive("temperature", temperature)
-    scale = 1 / temperature
+    scale, bound = 1 / temperature, cosine_bound(1 / temperature, normalize)
     q, k = unit_rows(query, normalize), unit_rows(key, normalize)
-    others, exclusion = k, Exclusion.diagonal(len(q), len(k))
     if queue is not None:
         _check.rows("queue", queue)
         _check.same_width("query", query, "queue", queue)
-        others, exclusion = unit_rows(queue.detach(), normalize).to(q.dtype), Exclusion.nothing()
-    bound = cosine_bound(scale, normalize)
-    log_sum, _ = similarity.log_sum_exp(q, others, scale, exclusion=exclusion, bound=bound, impl=impl)
-    return against_negatives(log_sum, row_dots(q, k) * scale).mean()
+        others = unit_rows(queue.detach(), normalize).to(q.dtype)
+        log_sum, _ = similarity.log_sum_exp(q, others, scale, bound=bound, impl=impl)
+    else:
+        log_sum, _ = log_sum_of_negatives(q, k, scale, shard, columns=False, bound=bound, impl=impl)
+    return shard.mean(against_negatives(log_sum, row_dots(q, k) * scale))
+
+
+def log_sum_of_negatives(
+    query: Tensor,
+    key: Tensor,
+    scale: float | Tensor,
+    shard: Shard,
+    *,
+    columns: bool,
+    bound: float = math.inf,
+    impl: Impl = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Log-sum-exp of the own rows over all keys but their own, and on request of the own keys over all other rows."""
+    if shard.alone:
+        exclusion = Exclusion.diagonal(len(query), len(key))
+        return similarity.log_sum_exp(query, key, scale, exclusion=exclusion, columns=columns, bound=bound, impl=impl)
+    return distributed.log_sum_exp(query, key, scale, Pairs(shard), columns=columns, bound=bound, impl=impl)
 
 
 def clip_loss(
@@ -149,6 +192,8 @@ def clip_loss(
     logit_scale: Tensor | float,
     logit_bias: Tensor | float | None = None,
     *,
+    gather: Gather = "none",
+    group: ProcessGroup | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     r"""The loss of CLIP: each image finds its text, each text its image, in equal parts.
@@ -161,6 +206,9 @@ def clip_loss(
         text_features: Shape (n, d).
         logit_scale: Multiplies the similarities, already exponentiated.
         logit_bias: Accepted because models with a bias pass it; a softmax does not depend on it.
+        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
+            `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
         impl: How the similarity matrix is reduced.
 
     Returns:
@@ -175,13 +223,13 @@ def clip_loss(
         >>> round(clip_loss(torch.eye(2), torch.eye(2), 1.0).item(), 4)
         0.3133
     """
+    shard = Shard.of(gather, group, image_features, text_features)
     _check.paired("image_features", image_features, "text_features", text_features)
     image, text = promote(image_features), promote(text_features)
-    exclusion = Exclusion.diagonal(len(image), len(text))
-    row, column = similarity.log_sum_exp(image, text, logit_scale, exclusion=exclusion, columns=True, impl=impl)
+    row, column = log_sum_of_negatives(image, text, logit_scale, shard, columns=True, impl=impl)
     assert column is not None
     positive = row_dots(image, text) * logit_scale
-    loss = (against_negatives(row, positive).mean() + against_negatives(column, positive).mean()) / 2
+    loss = shard.mean(against_negatives(row, positive) + against_negatives(column, positive)) / 2
     # DistributedDataParallel waits for a gradient of every parameter it has seen in the forward pass.
     return loss + 0 * logit_bias.sum() if isinstance(logit_bias, Tensor) else loss
 
@@ -192,6 +240,8 @@ def siglip_loss(
     logit_scale: Tensor | float,
     logit_bias: Tensor | float,
     *,
+    gather: Gather = "none",
+    group: ProcessGroup | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     r"""The loss of SigLIP: every pair of an image and a text is a yes-or-no question of its own.
@@ -204,6 +254,9 @@ def siglip_loss(
         text_features: Shape (n, d).
         logit_scale: Multiplies the similarities, already exponentiated.
         logit_bias: Added to every logit; -10 at the start in the paper.
+        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
+            `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
         impl: How the similarity matrix is reduced.
 
     Returns:
@@ -218,14 +271,17 @@ def siglip_loss(
         >>> round(siglip_loss(torch.eye(2), torch.eye(2), 1.0, 0.0).item(), 4)
         1.0064
     """
+    shard = Shard.of(gather, group, image_features, text_features)
     _check.paired("image_features", image_features, "text_features", text_features)
     image, text = promote(image_features), promote(text_features)
     bias = torch.as_tensor(logit_bias, dtype=image.dtype, device=image.device).reshape(())
-    negative = similarity.softplus_sum(
-        image, text, logit_scale, bias, exclusion=Exclusion.diagonal(len(image), len(text)), impl=impl
-    )
+    if shard.alone:
+        exclusion = Exclusion.diagonal(len(image), len(text))
+        negative = similarity.softplus_sum(image, text, logit_scale, bias, exclusion=exclusion, impl=impl)
+    else:
+        negative = distributed.softplus_sum(image, text, logit_scale, bias, Pairs(shard), impl)
     positive = row_dots(image, text) * logit_scale + bias
-    return (negative - F.logsigmoid(positive).sum()) / len(image)
+    return shard.sum(negative - F.logsigmoid(positive).sum()) / shard.total
 
 
 def sup_con(
@@ -234,6 +290,8 @@ def sup_con(
     temperature: float | Tensor = 0.1,
     *,
     multi_positive: MultiPositive = "out",
+    gather: Gather = "none",
+    group: ProcessGroup | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     r"""Supervised contrastive loss: all other rows of the class are positives.
@@ -251,6 +309,9 @@ def sup_con(
         temperature: Divides the cosines.
         multi_positive: ``"out"`` averages the positives outside the logarithm (the SupCon paper's choice), ``"in"``
             sums them inside it (what SimCLR forks compute when labels are passed as indexes).
+        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
+            `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
         impl: How the similarity matrix is reduced.
 
     Returns:
@@ -265,36 +326,56 @@ def sup_con(
         >>> round(sup_con(torch.eye(4), torch.tensor([0, 0, 1, 1]), temperature=1.0).item(), 4)
         1.0986
     """
+    shard = Shard.of(gather, group, embeddings)
     _check.rows("embeddings", embeddings)
     _check.integers("labels", labels, len(embeddings), "embeddings", embeddings)
     _check.positive("temperature", temperature)
     _check.choice("multi_positive", multi_positive, ("out", "in"))
     u = unit_rows(embeddings, normalize=True)
-    scale = 1 / temperature
-    loss, has_positive = (_positives_outside if multi_positive == "out" else _positives_inside)(u, labels, scale, impl)
-    return torch.where(has_positive, loss, 0).sum() / has_positive.sum().clamp_min(1)
+    of_all = shard.gathered(labels.long())
+    others = class_sizes(of_all) - 1
+    own_loss = _positives_outside if multi_positive == "out" else _positives_inside
+    loss = own_loss(u, of_all, others[shard.own], 1 / temperature, shard, impl)
+    return shard.sum(torch.where(others[shard.own] > 0, loss, 0)) / (others > 0).sum().clamp_min(1)
 
 
-def _positives_outside(u: Tensor, labels: Tensor, scale: float | Tensor, impl: Impl) -> tuple[Tensor, Tensor]:
+def _positives_outside(
+    u: Tensor, labels: Tensor, others: Tensor, scale: float | Tensor, shard: Shard, impl: Impl
+) -> Tensor:
     """The mean positive logit is a row dot with the class's sum, so only the denominator needs the matrix."""
-    n = len(u)
+    bound = cosine_bound(scale, normalize=True)
+    if shard.alone:
+        group = group_index(labels)
+        class_sum = torch.zeros_like(u).index_add(0, group, u)[group]
+        exclusion = Exclusion.modulo(len(u))
+        log_sum = similarity.self_log_sum_exp(u, scale, exclusion=exclusion, bound=bound, impl=impl)
+    else:
+        class_sum = distributed.class_sum(u, labels, shard)
+        log_sum, _ = distributed.log_sum_exp(u, u, scale, Pairs(shard), bound=bound, impl=impl)
+    return log_sum - row_dots(u, class_sum - u) / others.clamp_min(1) * scale
+
+
+def _positives_inside(
+    u: Tensor, labels: Tensor, others: Tensor, scale: float | Tensor, shard: Shard, impl: Impl
+) -> Tensor:
+    bound = cosine_bound(scale, normalize=True)
+    if shard.alone:
+        different = Exclusion.equal_ids(labels)
+        same = Exclusion.modulo(len(u))._replace(query_ids=labels, key_ids=labels, keep_equal=True)
+        negative = similarity.self_log_sum_exp(u, scale, exclusion=different, bound=bound, impl=impl)
+        positive = similarity.self_log_sum_exp(u, scale, exclusion=same, bound=bound, impl=impl)
+    else:
+        of_all = Pairs(shard, labels)
+        negative, _ = distributed.log_sum_exp(u, u, scale, of_all, bound=bound, impl=impl)
+        of_all = of_all._replace(keep_equal=True)
+        positive, _ = distributed.log_sum_exp(u, u, scale, of_all, bound=bound, impl=impl)
+    return against_negatives(negative, torch.where(others > 0, positive, 0))
+
+
+def class_sizes(labels: Tensor) -> Tensor:
+    """For each row the number of rows with its label, itself included."""
     group = group_index(labels)
-    class_sum = torch.zeros_like(u).index_add(0, group, u)[group]
-    positives = torch.zeros_like(u[:, 0]).index_add(0, group, torch.ones_like(u[:, 0]))[group] - 1
-    mean_positive = row_dots(u, class_sum - u) / positives.clamp_min(1) * scale
-    bound = cosine_bound(scale, normalize=True)
-    log_sum = similarity.self_log_sum_exp(u, scale, exclusion=Exclusion.diagonal(n, n), bound=bound, impl=impl)
-    return log_sum - mean_positive, positives > 0
-
-
-def _positives_inside(u: Tensor, labels: Tensor, scale: float | Tensor, impl: Impl) -> tuple[Tensor, Tensor]:
-    bound = cosine_bound(scale, normalize=True)
-    others = Exclusion.equal_ids(labels)
-    same = Exclusion.diagonal(len(u), len(u))._replace(query_ids=labels, key_ids=labels, keep_equal=True)
-    negative = similarity.self_log_sum_exp(u, scale, exclusion=others, bound=bound, impl=impl)
-    positive = similarity.self_log_sum_exp(u, scale, exclusion=same, bound=bound, impl=impl)
-    has_positive = positive > -torch.inf
-    return against_negatives(negative, torch.where(has_positive, positive, 0)), has_positive
+    return torch.zeros_like(group).index_add(0, group, torch.ones_like(group))[group]
 
 
 def group_index(labels: Tensor) -> Tensor:

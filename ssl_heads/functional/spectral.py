@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from einops import repeat
+from einops import einsum, repeat
 from torch import Tensor
 
-from ssl_heads import _check, similarity
+from ssl_heads import _check
+from ssl_heads.distributed import Gather, Shard
 from ssl_heads.functional.contrastive import (
     against_negatives,
+    log_sum_of_negatives,
     nt_xent_of_rows,
     row_dots,
     unit_rows,
 )
-from ssl_heads.similarity import Exclusion, Impl, gram
+from ssl_heads.similarity import Impl, gram
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
-def spectral_contrastive(z0: Tensor, z1: Tensor, *, normalize: bool = True) -> Tensor:
+def spectral_contrastive(
+    z0: Tensor, z1: Tensor, *, normalize: bool = True, gather: Gather = "none", group: ProcessGroup | None = None
+) -> Tensor:
     r"""Spectral contrastive loss: positives are pulled linearly, negatives pushed quadratically.
 
     .. math:: -\frac{2}{n}\sum_i u_i\cdot u'_i + \frac{1}{2n(2n-2)}\sum_{i \nsim j} (u_i\cdot u_j)^2
@@ -28,6 +37,9 @@ def spectral_contrastive(z0: Tensor, z1: Tensor, *, normalize: bool = True) -> T
         z0: First views, of shape (n, d).
         z1: Second views, of shape (n, d).
         normalize: Whether rows are divided by their length.
+        gather: Whose moments are taken: ``"none"`` of this rank's rows, ``"all"`` and ``"ring"`` alike of those of all
+            ranks, see `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs). One pair has no negatives: its second term is 0.
@@ -41,21 +53,28 @@ def spectral_contrastive(z0: Tensor, z1: Tensor, *, normalize: bool = True) -> T
         >>> spectral_contrastive(torch.eye(4), torch.eye(4)).item()
         -2.0
     """
+    shard = Shard.of(gather, group, z0, z1)
     _check.paired("z0", z0, "z1", z1)
     u = unit_rows(torch.cat([z0, z1]), normalize)
-    return _spectral_of_rows(u, torch.ones_like(u[0]))
+    return _spectral_of_rows(u, torch.ones_like(u[0]), shard)
 
 
-def _spectral_of_rows(u: Tensor, importance: Tensor) -> Tensor:
-    n = len(u) // 2
+def _spectral_of_rows(u: Tensor, importance: Tensor, shard: Shard) -> Tensor:
+    n = shard.total
     scaled = u * importance
-    positive = row_dots(scaled[:n], u[n:])
-    own = row_dots(scaled, u)
-    negative = gram.weighted_square_sum(u, importance) - own.square().sum() - 2 * positive.square().sum()
-    return -2 * positive.mean() + negative / max(2 * n * (2 * n - 2), 1)
+    positive = row_dots(scaled[: shard.rows], u[shard.rows :])
+    of_one_sample = row_dots(scaled, u).square().sum() + 2 * positive.square().sum()
+    if shard.alone:
+        all_pairs = gram.weighted_square_sum(u, importance)
+    else:
+        moment = shard.global_sum(gram.moment(u))
+        all_pairs = einsum(importance, moment.square(), importance, "a, a b, b ->")
+    return -2 * shard.mean(positive) + (all_pairs - shard.sum(of_one_sample)) / max(2 * n * (2 * n - 2), 1)
 
 
-def decorrelation(z: Tensor, *, normalize: bool = True) -> Tensor:
+def decorrelation(
+    z: Tensor, *, normalize: bool = True, gather: Gather = "none", group: ProcessGroup | None = None
+) -> Tensor:
     r"""How far the dimensions are from uncorrelated with equal power.
 
     .. math:: \frac{1}{d}\Big\lVert \frac{1}{n} \sum_i v_i v_i^\top - I \Big\rVert_F^2,\quad v_i = \sqrt{d}\,z_i / |z_i|
@@ -66,6 +85,9 @@ def decorrelation(z: Tensor, *, normalize: bool = True) -> Tensor:
     Args:
         z: Shape (n, d).
         normalize: Whether rows are scaled to length :math:`\sqrt{d}`; else they are taken as they come.
+        gather: Whose moments are taken: ``"none"`` of this rank's rows, ``"all"`` and ``"ring"`` alike of those of all
+            ranks, see `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs): 0 for uncorrelated dimensions, d - 1 for collapsed unit rows.
@@ -79,10 +101,14 @@ def decorrelation(z: Tensor, *, normalize: bool = True) -> Tensor:
         >>> decorrelation(torch.eye(4)).item()
         0.0
     """
+    shard = Shard.of(gather, group, z)
     _check.rows("z", z)
     d = z.shape[1]
     v = unit_rows(z, normalize)
-    return gram.distance_from_identity(v * d**0.5 if normalize else v) / d
+    v = v * d**0.5 if normalize else v
+    if shard.alone:
+        return gram.distance_from_identity(v) / d
+    return (shard.global_sum(gram.moment(v)) / shard.total - torch.eye(d).to(v)).square().sum() / d
 
 
 def tri_factor_contrast(
@@ -91,6 +117,8 @@ def tri_factor_contrast(
     importance: Tensor,
     temperature: float | Tensor = 0.2,
     *,
+    gather: Gather = "none",
+    group: ProcessGroup | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     r"""NT-Xent with one importance a dimension: similarities :math:`u_i^\top S u_j` on every row.
@@ -103,6 +131,9 @@ def tri_factor_contrast(
         z1: Second views, of shape (n, d).
         importance: The diagonal of S, of shape (d,), not negative.
         temperature: Divides the similarities.
+        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
+            `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
         impl: How the similarity matrix is reduced.
 
     Returns:
@@ -118,14 +149,17 @@ def tri_factor_contrast(
         >>> bool(torch.isclose(tri_factor_contrast(z0, z1, torch.ones(4)), nt_xent(z0, z1)))
         True
     """
+    shard = Shard.of(gather, group, z0, z1)
     _check.paired("z0", z0, "z1", z1)
     _check_importance(importance, z0)
     _check.positive("temperature", temperature)
     u = unit_rows(torch.cat([z0, z1]), normalize=True)
-    return nt_xent_of_rows(u, 1 / temperature, importance.to(u.dtype), None, torch.inf, impl)
+    return nt_xent_of_rows(u, 1 / temperature, importance.to(u.dtype), None, torch.inf, shard, impl)
 
 
-def tri_factor_spectral(z0: Tensor, z1: Tensor, importance: Tensor) -> Tensor:
+def tri_factor_spectral(
+    z0: Tensor, z1: Tensor, importance: Tensor, *, gather: Gather = "none", group: ProcessGroup | None = None
+) -> Tensor:
     r"""Spectral contrast with one importance a dimension (tri-factor paper, equation 6), on unit rows.
 
     .. math:: -\frac{2}{n}\sum_i u_i^\top S u'_i + \frac{1}{2n(2n-2)}\sum_{i \nsim j} (u_i^\top S u_j)^2
@@ -134,6 +168,9 @@ def tri_factor_spectral(z0: Tensor, z1: Tensor, importance: Tensor) -> Tensor:
         z0: First views, of shape (n, d).
         z1: Second views, of shape (n, d).
         importance: The diagonal of S, of shape (d,), not negative.
+        gather: Whose moments are taken: ``"none"`` of this rank's rows, ``"all"`` and ``"ring"`` alike of those of all
+            ranks, see `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs).
@@ -147,10 +184,11 @@ def tri_factor_spectral(z0: Tensor, z1: Tensor, importance: Tensor) -> Tensor:
         >>> tri_factor_spectral(torch.eye(4), torch.eye(4), torch.ones(4)).item()
         -2.0
     """
+    shard = Shard.of(gather, group, z0, z1)
     _check.paired("z0", z0, "z1", z1)
     _check_importance(importance, z0)
     u = unit_rows(torch.cat([z0, z1]), normalize=True)
-    return _spectral_of_rows(u, importance.to(u.dtype))
+    return _spectral_of_rows(u, importance.to(u.dtype), shard)
 
 
 def tri_factor_two_towers(
@@ -159,6 +197,8 @@ def tri_factor_two_towers(
     importance: Tensor,
     temperature: float | Tensor = 0.2,
     *,
+    gather: Gather = "none",
+    group: ProcessGroup | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """The InfoNCE form between two encoders that share one importance: rows and columns in equal parts.
@@ -168,6 +208,9 @@ def tri_factor_two_towers(
         z1: Embeddings of the second tower, of shape (n, d).
         importance: The diagonal of S, of shape (d,), not negative.
         temperature: Divides the similarities.
+        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
+            `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
         impl: How the similarity matrix is reduced.
 
     Returns:
@@ -182,20 +225,22 @@ def tri_factor_two_towers(
         >>> tri_factor_two_towers(torch.eye(4), torch.eye(4), torch.ones(4)).shape
         torch.Size([])
     """
+    shard = Shard.of(gather, group, z0, z1)
     _check.paired("z0", z0, "z1", z1)
     _check_importance(importance, z0)
     _check.positive("temperature", temperature)
     u0, u1 = unit_rows(z0, normalize=True), unit_rows(z1, normalize=True)
     query = u0 * importance.to(u0.dtype)
     scale = 1 / temperature
-    exclusion = Exclusion.diagonal(len(u0), len(u1))
-    row, column = similarity.log_sum_exp(query, u1, scale, exclusion=exclusion, columns=True, impl=impl)
+    row, column = log_sum_of_negatives(query, u1, scale, shard, columns=True, impl=impl)
     assert column is not None
     positive = row_dots(query, u1) * scale
-    return against_negatives(torch.cat([row, column]), repeat(positive, "n -> (sides n)", sides=2)).mean()
+    return shard.mean(against_negatives(torch.cat([row, column]), repeat(positive, "n -> (sides n)", sides=2)))
 
 
-def tri_factor_spectral_two_towers(z0: Tensor, z1: Tensor, importance: Tensor) -> Tensor:
+def tri_factor_spectral_two_towers(
+    z0: Tensor, z1: Tensor, importance: Tensor, *, gather: Gather = "none", group: ProcessGroup | None = None
+) -> Tensor:
     r"""The spectral form between two encoders that share one importance (tri-factor paper, equation 17).
 
     .. math:: -\frac{2}{n}\sum_i u_i^\top S v_i + \frac{1}{n(n-1)}\sum_{i \ne j} (u_i^\top S v_j)^2
@@ -204,6 +249,9 @@ def tri_factor_spectral_two_towers(z0: Tensor, z1: Tensor, importance: Tensor) -
         z0: Embeddings of the first tower, of shape (n, d).
         z1: Embeddings of the second tower, of shape (n, d).
         importance: The diagonal of S, of shape (d,), not negative.
+        gather: Whose moments are taken: ``"none"`` of this rank's rows, ``"all"`` and ``"ring"`` alike of those of all
+            ranks, see `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs).
@@ -217,14 +265,19 @@ def tri_factor_spectral_two_towers(z0: Tensor, z1: Tensor, importance: Tensor) -
         >>> tri_factor_spectral_two_towers(torch.eye(4), torch.eye(4), torch.ones(4)).item()
         -2.0
     """
+    shard = Shard.of(gather, group, z0, z1)
     _check.paired("z0", z0, "z1", z1)
     _check_importance(importance, z0)
     u0, u1 = unit_rows(z0, normalize=True), unit_rows(z1, normalize=True)
-    n = len(u0)
+    n = shard.total
     query = u0 * importance.to(u0.dtype)
     positive = row_dots(query, u1)
-    negative = gram.square_sum(query, u1) - positive.square().sum()
-    return -2 * positive.mean() + negative / max(n * (n - 1), 1)
+    if shard.alone:
+        all_pairs = gram.square_sum(query, u1)
+    else:
+        of_query, of_key = shard.global_sum(torch.stack([gram.moment(query), gram.moment(u1)]))
+        all_pairs = (of_query * of_key).sum()
+    return -2 * shard.mean(positive) + (all_pairs - shard.sum(positive.square())) / max(n * (n - 1), 1)
 
 
 def _check_importance(importance: Tensor, z: Tensor) -> None:
