@@ -5,18 +5,29 @@ from __future__ import annotations
 from ssl_heads.metrics.activation import ExpectedActivation, expected_activation
 from ssl_heads.metrics.chance import expected_modal_share
 from ssl_heads.metrics.consistency import ClassConsistency, class_consistency
+from ssl_heads.metrics.dci import DCI, dci
+from ssl_heads.metrics.identifiability import linear_r2, mean_correlation_coefficient
+from ssl_heads.metrics.matching import Matching, absolute_correlations, match_by_importance, match_by_search
 from ssl_heads.metrics.neighbours import knn_accuracy
 from ssl_heads.metrics.rank import effective_rank
 from ssl_heads.metrics.sparsity import alive_dimensions, sparsity
 
 __all__ = [
+    "DCI",
     "ClassConsistency",
     "ExpectedActivation",
+    "Matching",
+    "absolute_correlations",
     "alive_dimensions",
     "class_consistency",
+    "dci",
     "effective_rank",
     "expected_activation",
     "expected_modal_share",
     "knn_accuracy",
+    "linear_r2",
+    "match_by_importance",
+    "match_by_search",
+    "mean_correlation_coefficient",
     "sparsity",
 ]

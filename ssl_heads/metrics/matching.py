@@ -1,0 +1,156 @@
+"""Which dimension of one embedding is which of another: by search, or by an order that both already have."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from ssl_heads.metrics import _check
+from ssl_heads.metrics._optional import optional
+
+Correlation = Literal["linear", "rank"]
+
+
+class Matching(NamedTuple):
+    """What the matching functions return.
+
+    Attributes:
+        mean: mean of ``per_dimension``.
+        per_dimension: ``(k,)``, the absolute correlation of each matched pair, float64, on the CPU.
+        order: ``(k,)``, the dimension of the first embedding that each pair has; -1 where there was none left.
+    """
+
+    mean: float
+    per_dimension: Tensor
+    order: Tensor
+
+
+@torch.no_grad()
+def absolute_correlations(a: Tensor, b: Tensor, correlation: Correlation = "linear") -> Tensor:
+    """Absolute correlation of every dimension of ``a`` with every dimension of ``b``.
+
+    Args:
+        a: ``(n, p)``.
+        b: ``(n, q)``, the same samples.
+        correlation: ``"linear"`` (Pearson) or ``"rank"`` (Spearman, ties share their mean rank).
+
+    Returns:
+        Shape ``(p, q)``, float64, on the CPU. A constant dimension correlates with nothing: 0.
+
+    Raises:
+        ValueError: if the numbers of rows differ or the correlation is unknown.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 1.0], [1.0, 5.0], [2.0, 6.0]])
+        >>> absolute_correlations(x, x[:, :1].exp(), "rank").round(decimals=4)
+        tensor([[1.],
+                [1.]], dtype=torch.float64)
+    """
+    _check.features("a", a)
+    _check.features("b", b)
+    if len(a) != len(b):
+        raise ValueError(f"a and b must hold the same samples, got shapes {tuple(a.shape)} and {tuple(b.shape)}")
+    if correlation not in get_args(Correlation):
+        raise ValueError(f"correlation must be 'linear' or 'rank', got {correlation!r}")
+    a, b = (_standardised(ranks(x) if correlation == "rank" else x.detach().cpu().double()) for x in (a, b))
+    return (a.mT @ b).abs().clamp_max(1.0)
+
+
+def _standardised(x: Tensor) -> Tensor:
+    """Centred columns of length one; a column that varies by its rounding only is zero."""
+    centred = x - x.mean(dim=0)
+    length = centred.norm(dim=0)
+    constant = length <= 1e-10 * x.norm(dim=0)
+    return torch.where(constant, 0.0, centred / torch.where(constant, 1.0, length))
+
+
+def ranks(x: Tensor) -> Tensor:
+    """Ranks 0, 1, ... within each column; equal values share their mean rank.
+
+    Args:
+        x: ``(n, d)``.
+
+    Returns:
+        Shape ``(n, d)``, float64, on the CPU.
+
+    Example:
+        >>> ranks(torch.tensor([[3.0], [1.0], [3.0]])).T
+        tensor([[1.5000, 0.0000, 1.5000]], dtype=torch.float64)
+    """
+    columns = []
+    for column in x.detach().cpu().unbind(dim=1):
+        _, which, counts = torch.unique(column, return_inverse=True, return_counts=True)
+        columns.append((counts.cumsum(0) - (counts + 1) / 2).double()[which])
+    return torch.stack(columns, dim=1)
+
+
+def match_by_search(a: Tensor, b: Tensor, correlation: Correlation = "linear") -> Matching:
+    r"""Pair the dimensions of two embeddings one to one, so that the sum of absolute correlations is largest.
+
+    .. math:: \max_\pi \frac{1}{q}\sum_{j=1}^{q} |\rho(a_{\pi(j)}, b_j)|
+
+    With true latents as ``b`` this is the mean correlation coefficient. A search over permutations finds chance
+    agreement too: compare with the value for unrelated embeddings of the same size.
+
+    Args:
+        a: ``(n, p)``.
+        b: ``(n, q)``, the same samples. With p < q, dimensions of ``b`` that are left alone count 0.
+        correlation: ``"linear"`` or ``"rank"``.
+
+    Returns:
+        One pair for each dimension of ``b``, in its order.
+
+    Raises:
+        ValueError: if the numbers of rows differ or the correlation is unknown.
+        ImportError: if scipy is missing.
+
+    Example:
+        >>> z = torch.randn(100, 3)
+        >>> match_by_search(-2 * z[:, [2, 0, 1]], z).order
+        tensor([1, 2, 0])
+    """
+    table = absolute_correlations(a, b, correlation)
+    optimize = optional("scipy.optimize", "scipy", "the search for a matching")
+    rows, columns = optimize.linear_sum_assignment(table.numpy(), maximize=True)
+    order = torch.full((table.shape[1],), -1, dtype=torch.int64)
+    order[torch.as_tensor(columns)] = torch.as_tensor(rows)
+    found = table.gather(0, order.clamp_min(0)[None])[0].where(order >= 0, 0.0)
+    return Matching(float(found.mean()), found, order)
+
+
+def match_by_importance(
+    a: Tensor, importance_a: Tensor, b: Tensor, importance_b: Tensor, correlation: Correlation = "linear"
+) -> Matching:
+    """Pair the j-th most important dimension of one embedding with the j-th of the other: nothing is searched.
+
+    Two runs of tri-factor contrast should agree like this, up to signs; ``per_dimension[:10].mean()`` is the agreement
+    of the ten most important dimensions.
+
+    Args:
+        a: ``(n, d)``, the first run's embeddings.
+        importance_a: ``(d,)``, for instance of `ssl_heads.FeatureImportance`, or any score.
+        b: ``(n, d)``, the second run's, of the same samples.
+        importance_b: ``(d,)``.
+        correlation: ``"linear"`` or ``"rank"``.
+
+    Returns:
+        One pair for each dimension, the most important first.
+
+    Raises:
+        ValueError: if shapes do not fit or the correlation is unknown.
+
+    Example:
+        >>> z, s = torch.randn(100, 3), torch.tensor([3.0, 2.0, 1.0])
+        >>> match_by_importance(z, s, -z[:, [2, 0, 1]], s[[2, 0, 1]]).order
+        tensor([0, 1, 2])
+    """
+    if importance_a.shape != a.shape[1:] or importance_b.shape != b.shape[1:] or a.shape != b.shape:
+        raise ValueError(
+            f"expected two embeddings (n, d), each with importance (d,); got {tuple(a.shape)} with "
+            f"{tuple(importance_a.shape)} and {tuple(b.shape)} with {tuple(importance_b.shape)}"
+        )
+    order_a, order_b = (s.detach().cpu().argsort(descending=True, stable=True) for s in (importance_a, importance_b))
+    found = absolute_correlations(a, b, correlation)[order_a, order_b]
+    return Matching(float(found.mean()), found, order_a)
