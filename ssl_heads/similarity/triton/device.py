@@ -11,8 +11,8 @@ from ssl_heads.similarity.triton.configurations import TABLE, Kernel, Precision,
 # One program of the interpreter costs milliseconds: small tiles, so that small tests cross several of them.
 INTERPRETER_TILES: dict[Kernel, Tile] = {
     "forward": Tile(32, 32, 64, 4, 1),
-    "gradient": Tile(32, 16, 0, 4, 1),
-    "panel": Tile(16, 32, 32, 4, 1),
+    "gradient": Tile(32, 32, 0, 4, 1),
+    "panel": Tile(32, 32, 64, 4, 1),
 }
 
 

@@ -42,14 +42,14 @@ class Matrix(NamedTuple):
 def left_out(exclusion: Exclusion, n: int, m: int) -> Tensor:
     """The rule of `Exclusion`, pair by pair."""
     offset, period, query_ids, key_ids, keep_equal = exclusion
-    mask = torch.zeros(n, m, dtype=torch.bool)
-    for i in range(n):
-        for j in range(m):
-            if period and (j - i - offset) % period == 0:
-                mask[i, j] = True
-            if query_ids is not None and bool(query_ids[i] == key_ids[j]) != keep_equal:
-                mask[i, j] = True
-    return mask
+    rows = [None] * n if query_ids is None else query_ids.tolist()
+    columns = [None] * m if key_ids is None else key_ids.tolist()
+
+    def excluded(i: int, j: int) -> bool:
+        on_diagonal = period > 0 and (j - i - offset) % period == 0
+        return on_diagonal or (query_ids is not None and (rows[i] == columns[j]) != keep_equal)
+
+    return torch.tensor([[excluded(i, j) for j in range(m)] for i in range(n)], dtype=torch.bool).reshape(n, m)
 
 
 def log_sum_exp(s: Tensor, dim: int) -> Tensor:
