@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from ssl_heads import _check, functional
+from ssl_heads.distributed import Gather
 from ssl_heads.functional.contrastive import MultiPositive
+from ssl_heads.losses.gathering import GatheringLoss
 from ssl_heads.similarity import Impl, check_impl
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
-class NTXentLoss(nn.Module):
+
+class NTXentLoss(GatheringLoss):
     """The loss of SimCLR over two views, see `ssl_heads.functional.nt_xent`.
 
     Args:
         temperature: Divides the similarities.
         normalize: Whether rows are divided by their length.
+        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
+            `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
         impl: How the similarity matrix is reduced.
 
     Raises:
@@ -28,27 +38,47 @@ class NTXentLoss(nn.Module):
         torch.Size([])
     """
 
-    def __init__(self, temperature: float = 0.2, *, normalize: bool = True, impl: Impl = "auto") -> None:
-        super().__init__()
+    def __init__(
+        self,
+        temperature: float = 0.2,
+        *,
+        normalize: bool = True,
+        gather: Gather = "none",
+        group: ProcessGroup | None = None,
+        impl: Impl = "auto",
+    ) -> None:
+        super().__init__(gather, group)
         _check.positive("temperature", temperature)
         check_impl(impl)
         self.temperature, self.normalize, self.impl = temperature, normalize, impl
 
     def forward(self, z0: Tensor, z1: Tensor, ids: Tensor | None = None) -> Tensor:
         """Two views of shape (n, d), and optional ids of shape (n,), to a scalar."""
-        return functional.nt_xent(z0, z1, self.temperature, normalize=self.normalize, ids=ids, impl=self.impl)
+        return functional.nt_xent(
+            z0,
+            z1,
+            self.temperature,
+            normalize=self.normalize,
+            ids=ids,
+            gather=self.gather,
+            group=self.group,
+            impl=self.impl,
+        )
 
     def extra_repr(self) -> str:
         """The configuration."""
-        return f"temperature={self.temperature}, normalize={self.normalize}, impl={self.impl!r}"
+        return f"temperature={self.temperature}, normalize={self.normalize}, gather={self.gather!r}, impl={self.impl!r}"
 
 
-class InfoNCELoss(nn.Module):
+class InfoNCELoss(GatheringLoss):
     """One-directional InfoNCE; with a queue it is the loss of MoCo, see `ssl_heads.functional.info_nce`.
 
     Args:
         temperature: Divides the similarities.
         normalize: Whether rows are divided by their length.
+        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
+            `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
         impl: How the similarity matrix is reduced.
 
     Raises:
@@ -62,25 +92,45 @@ class InfoNCELoss(nn.Module):
         torch.Size([])
     """
 
-    def __init__(self, temperature: float = 0.2, *, normalize: bool = True, impl: Impl = "auto") -> None:
-        super().__init__()
+    def __init__(
+        self,
+        temperature: float = 0.2,
+        *,
+        normalize: bool = True,
+        gather: Gather = "none",
+        group: ProcessGroup | None = None,
+        impl: Impl = "auto",
+    ) -> None:
+        super().__init__(gather, group)
         _check.positive("temperature", temperature)
         check_impl(impl)
         self.temperature, self.normalize, self.impl = temperature, normalize, impl
 
     def forward(self, query: Tensor, key: Tensor, queue: Tensor | None = None) -> Tensor:
         """Queries and keys of shape (n, d), and an optional queue of shape (K, d), to a scalar."""
-        return functional.info_nce(query, key, queue, self.temperature, normalize=self.normalize, impl=self.impl)
+        return functional.info_nce(
+            query,
+            key,
+            queue,
+            self.temperature,
+            normalize=self.normalize,
+            gather=self.gather,
+            group=self.group,
+            impl=self.impl,
+        )
 
     def extra_repr(self) -> str:
         """The configuration."""
-        return f"temperature={self.temperature}, normalize={self.normalize}, impl={self.impl!r}"
+        return f"temperature={self.temperature}, normalize={self.normalize}, gather={self.gather!r}, impl={self.impl!r}"
 
 
-class CLIPLoss(nn.Module):
+class CLIPLoss(GatheringLoss):
     """The loss of CLIP with open_clip's signature, see `ssl_heads.functional.clip_loss`.
 
     Args:
+        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
+            `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
         impl: How the similarity matrix is reduced.
 
     Example:
@@ -91,8 +141,8 @@ class CLIPLoss(nn.Module):
         torch.Size([])
     """
 
-    def __init__(self, *, impl: Impl = "auto") -> None:
-        super().__init__()
+    def __init__(self, *, gather: Gather = "none", group: ProcessGroup | None = None, impl: Impl = "auto") -> None:
+        super().__init__(gather, group)
         check_impl(impl)
         self.impl = impl
 
@@ -105,18 +155,23 @@ class CLIPLoss(nn.Module):
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """Features of shape (n, d), as the model normalised them, to a scalar, or to a dictionary that holds it."""
-        loss = functional.clip_loss(image_features, text_features, logit_scale, logit_bias, impl=self.impl)
+        loss = functional.clip_loss(
+            image_features, text_features, logit_scale, logit_bias, gather=self.gather, group=self.group, impl=self.impl
+        )
         return {"contrastive_loss": loss} if output_dict else loss
 
     def extra_repr(self) -> str:
         """The configuration."""
-        return f"impl={self.impl!r}"
+        return f"gather={self.gather!r}, impl={self.impl!r}"
 
 
-class SigLIPLoss(nn.Module):
+class SigLIPLoss(GatheringLoss):
     """The loss of SigLIP with open_clip's signature, see `ssl_heads.functional.siglip_loss`.
 
     Args:
+        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
+            `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
         impl: How the similarity matrix is reduced.
 
     Example:
@@ -127,8 +182,8 @@ class SigLIPLoss(nn.Module):
         torch.Size([])
     """
 
-    def __init__(self, *, impl: Impl = "auto") -> None:
-        super().__init__()
+    def __init__(self, *, gather: Gather = "none", group: ProcessGroup | None = None, impl: Impl = "auto") -> None:
+        super().__init__(gather, group)
         check_impl(impl)
         self.impl = impl
 
@@ -141,19 +196,24 @@ class SigLIPLoss(nn.Module):
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """Features of shape (n, d), as the model normalised them, to a scalar, or to a dictionary that holds it."""
-        loss = functional.siglip_loss(image_features, text_features, logit_scale, logit_bias, impl=self.impl)
+        loss = functional.siglip_loss(
+            image_features, text_features, logit_scale, logit_bias, gather=self.gather, group=self.group, impl=self.impl
+        )
         return {"contrastive_loss": loss} if output_dict else loss
 
     def extra_repr(self) -> str:
         """The configuration."""
-        return f"impl={self.impl!r}"
+        return f"gather={self.gather!r}, impl={self.impl!r}"
 
 
-class SpectralLoss(nn.Module):
+class SpectralLoss(GatheringLoss):
     """Spectral contrastive loss, see `ssl_heads.functional.spectral_contrastive`.
 
     Args:
         normalize: Whether rows are divided by their length.
+        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
+            `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
 
     Example:
         >>> import torch
@@ -163,25 +223,28 @@ class SpectralLoss(nn.Module):
         torch.Size([])
     """
 
-    def __init__(self, *, normalize: bool = True) -> None:
-        super().__init__()
+    def __init__(self, *, normalize: bool = True, gather: Gather = "none", group: ProcessGroup | None = None) -> None:
+        super().__init__(gather, group)
         self.normalize = normalize
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Two views of shape (n, d) to a scalar."""
-        return functional.spectral_contrastive(z0, z1, normalize=self.normalize)
+        return functional.spectral_contrastive(z0, z1, normalize=self.normalize, gather=self.gather, group=self.group)
 
     def extra_repr(self) -> str:
         """The configuration."""
-        return f"normalize={self.normalize}"
+        return f"normalize={self.normalize}, gather={self.gather!r}"
 
 
-class SupConLoss(nn.Module):
+class SupConLoss(GatheringLoss):
     """Supervised contrastive loss, see `ssl_heads.functional.sup_con`.
 
     Args:
         temperature: Divides the cosines.
         multi_positive: ``"out"`` averages the positives outside the logarithm, ``"in"`` sums them inside it.
+        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
+            `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
         impl: How the similarity matrix is reduced.
 
     Raises:
@@ -195,9 +258,15 @@ class SupConLoss(nn.Module):
     """
 
     def __init__(
-        self, temperature: float = 0.1, multi_positive: MultiPositive = "out", *, impl: Impl = "auto"
+        self,
+        temperature: float = 0.1,
+        multi_positive: MultiPositive = "out",
+        *,
+        gather: Gather = "none",
+        group: ProcessGroup | None = None,
+        impl: Impl = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(gather, group)
         _check.positive("temperature", temperature)
         _check.choice("multi_positive", multi_positive, ("out", "in"))
         check_impl(impl)
@@ -206,9 +275,18 @@ class SupConLoss(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Embeddings of shape (n, d) and labels of shape (n,) to a scalar."""
         return functional.sup_con(
-            embeddings, labels, self.temperature, multi_positive=self.multi_positive, impl=self.impl
+            embeddings,
+            labels,
+            self.temperature,
+            multi_positive=self.multi_positive,
+            gather=self.gather,
+            group=self.group,
+            impl=self.impl,
         )
 
     def extra_repr(self) -> str:
         """The configuration."""
-        return f"temperature={self.temperature}, multi_positive={self.multi_positive!r}, impl={self.impl!r}"
+        return (
+            f"temperature={self.temperature}, multi_positive={self.multi_positive!r}, "
+            f"gather={self.gather!r}, impl={self.impl!r}"
+        )

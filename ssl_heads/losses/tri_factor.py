@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_heads import _check, functional
+from ssl_heads.distributed import Gather
 from ssl_heads.heads.importance import FeatureImportance
+from ssl_heads.losses.gathering import GatheringLoss
 from ssl_heads.similarity import Impl, check_impl
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 STEPS_BEFORE_WARNING = 100
 
@@ -27,7 +32,7 @@ class TriFactorTerms(NamedTuple):
     decorrelation: Tensor
 
 
-class TriFactorContrast(nn.Module):
+class TriFactorContrast(GatheringLoss):
     r"""Contrast with importance plus decorrelation: dimensions that are ordered, and the same for every seed.
 
     .. math:: L = L_\text{contrast}(u^\top S u') + w \, L_\text{decorrelation}(u),\quad S = \text{diag}(s)
@@ -43,6 +48,9 @@ class TriFactorContrast(nn.Module):
         temperature: Divides the similarities; the spectral kind has none.
         decorrelation_weight: Weight of the second term.
         two_towers: Whether the views come from two encoders, each with a decorrelation of its own.
+        gather: Whose rows are compared and decorrelated: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all
+            ranks, see `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
         impl: How the similarity matrix is reduced.
 
     Raises:
@@ -66,9 +74,11 @@ class TriFactorContrast(nn.Module):
         temperature: float = 0.2,
         decorrelation_weight: float = 1.0,
         two_towers: bool = False,
+        gather: Gather = "none",
+        group: ProcessGroup | None = None,
         impl: Impl = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(gather, group)
         if (dim is None) == (importance is None):
             raise ValueError(f"give either dim or importance, got dim={dim} and importance={importance}")
         _check.choice("kind", kind, ("infonce", "spectral"))
@@ -91,16 +101,16 @@ class TriFactorContrast(nn.Module):
     def terms(self, z0: Tensor, z1: Tensor) -> TriFactorTerms:
         """The two terms, for logging: their sum, with the weight, is the loss."""
         contrast = self._contrast(z0, z1, self.importance())
-        if self.two_towers:
-            return TriFactorTerms(contrast, functional.decorrelation(z0) + functional.decorrelation(z1))
-        return TriFactorTerms(contrast, functional.decorrelation(torch.cat([z0, z1])))
+        views = (z0, z1) if self.two_towers else (torch.cat([z0, z1]),)
+        each = [functional.decorrelation(z, gather=self.gather, group=self.group) for z in views]
+        return TriFactorTerms(contrast, torch.stack(each).sum())
 
     def _contrast(self, z0: Tensor, z1: Tensor, s: Tensor) -> Tensor:
         if self.kind == "spectral":
             spectral = functional.tri_factor_spectral_two_towers if self.two_towers else functional.tri_factor_spectral
-            return spectral(z0, z1, s)
+            return spectral(z0, z1, s, gather=self.gather, group=self.group)
         infonce = functional.tri_factor_two_towers if self.two_towers else functional.tri_factor_contrast
-        return infonce(z0, z1, s, self.temperature, impl=self.impl)
+        return infonce(z0, z1, s, self.temperature, gather=self.gather, group=self.group, impl=self.impl)
 
     def _warn_if_unmoved(self) -> None:
         """An optimiser writes in place, which the version counter of the parameter shows without a look at its data."""
@@ -123,5 +133,5 @@ class TriFactorContrast(nn.Module):
         """The configuration."""
         return (
             f"kind={self.kind!r}, temperature={self.temperature}, decorrelation_weight={self.decorrelation_weight}, "
-            f"two_towers={self.two_towers}, impl={self.impl!r}"
+            f"two_towers={self.two_towers}, gather={self.gather!r}, impl={self.impl!r}"
         )
