@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, repeat
+from einops import repeat
 from torch import Tensor
 
 from ssl_heads import _check, distributed, similarity
@@ -27,9 +27,14 @@ def unit_rows(x: Tensor, normalize: bool) -> Tensor:
     return safe_normalize(x) if normalize else x
 
 
+def inverse(temperature: float | Tensor) -> float | Tensor:
+    """The scale of the logits, in fp32 or wider: its gradient is a sum over all pairs."""
+    return 1 / promote(temperature) if isinstance(temperature, Tensor) else 1 / temperature
+
+
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
     """``<a_i, b_i>`` of shape (n,)."""
-    return einsum(a, b, "n d, n d -> n")
+    return (a * b).sum(dim=1)
 
 
 def against_negatives(log_sum: Tensor, positive: Tensor) -> Tensor:
@@ -87,7 +92,8 @@ def nt_xent(
     if ids is not None:
         _check.integers("ids", ids, len(z0), "z0", z0)
     u = unit_rows(torch.cat([z0, z1]), normalize)
-    return nt_xent_of_rows(u, 1 / temperature, None, ids, cosine_bound(1 / temperature, normalize), shard, impl)
+    scale = inverse(temperature)
+    return nt_xent_of_rows(u, scale, None, ids, cosine_bound(scale, normalize), shard, impl)
 
 
 def nt_xent_of_rows(
@@ -157,7 +163,8 @@ def info_nce(
     shard = Shard.of(gather, group, query, key)
     _check.paired("query", query, "key", key)
     _check.positive("temperature", temperature)
-    scale, bound = 1 / temperature, cosine_bound(1 / temperature, normalize)
+    scale = inverse(temperature)
+    bound = cosine_bound(scale, normalize)
     q, k = unit_rows(query, normalize), unit_rows(key, normalize)
     if queue is not None:
         _check.rows("queue", queue)
@@ -226,9 +233,10 @@ def clip_loss(
     shard = Shard.of(gather, group, image_features, text_features)
     _check.paired("image_features", image_features, "text_features", text_features)
     image, text = promote(image_features), promote(text_features)
-    row, column = log_sum_of_negatives(image, text, logit_scale, shard, columns=True, impl=impl)
+    scale = promote(logit_scale) if isinstance(logit_scale, Tensor) else logit_scale
+    row, column = log_sum_of_negatives(image, text, scale, shard, columns=True, impl=impl)
     assert column is not None
-    positive = row_dots(image, text) * logit_scale
+    positive = row_dots(image, text) * scale
     loss = shard.mean(against_negatives(row, positive) + against_negatives(column, positive)) / 2
     # DistributedDataParallel waits for a gradient of every parameter it has seen in the forward pass.
     return loss + 0 * logit_bias.sum() if isinstance(logit_bias, Tensor) else loss
@@ -274,13 +282,14 @@ def siglip_loss(
     shard = Shard.of(gather, group, image_features, text_features)
     _check.paired("image_features", image_features, "text_features", text_features)
     image, text = promote(image_features), promote(text_features)
+    scale = promote(logit_scale) if isinstance(logit_scale, Tensor) else logit_scale
     bias = torch.as_tensor(logit_bias, dtype=image.dtype, device=image.device).reshape(())
     if shard.alone:
         exclusion = Exclusion.diagonal(len(image), len(text))
-        negative = similarity.softplus_sum(image, text, logit_scale, bias, exclusion=exclusion, impl=impl)
+        negative = similarity.softplus_sum(image, text, scale, bias, exclusion=exclusion, impl=impl)
     else:
-        negative = distributed.softplus_sum(image, text, logit_scale, bias, Pairs(shard), impl)
-    positive = row_dots(image, text) * logit_scale + bias
+        negative = distributed.softplus_sum(image, text, scale, bias, Pairs(shard), impl)
+    positive = row_dots(image, text) * scale + bias
     return shard.sum(negative - F.logsigmoid(positive).sum()) / shard.total
 
 
@@ -335,7 +344,7 @@ def sup_con(
     of_all = shard.gathered(labels.long())
     others = class_sizes(of_all) - 1
     own_loss = _positives_outside if multi_positive == "out" else _positives_inside
-    loss = own_loss(u, of_all, others[shard.own], 1 / temperature, shard, impl)
+    loss = own_loss(u, of_all, others[shard.own], inverse(temperature), shard, impl)
     return shard.sum(torch.where(others[shard.own] > 0, loss, 0)) / (others > 0).sum().clamp_min(1)
 
 

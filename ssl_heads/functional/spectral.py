@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from einops import einsum, repeat
+from einops import repeat
 from torch import Tensor
 
 from ssl_heads import _check
 from ssl_heads.distributed import Gather, Shard
 from ssl_heads.functional.contrastive import (
     against_negatives,
+    inverse,
     log_sum_of_negatives,
     nt_xent_of_rows,
     row_dots,
@@ -68,7 +69,7 @@ def _spectral_of_rows(u: Tensor, importance: Tensor, shard: Shard) -> Tensor:
         all_pairs = gram.weighted_square_sum(u, importance)
     else:
         moment = shard.global_sum(gram.moment(u))
-        all_pairs = einsum(importance, moment.square(), importance, "a, a b, b ->")
+        all_pairs = (importance[:, None] * moment.square() * importance).sum()
     return -2 * shard.mean(positive) + (all_pairs - shard.sum(of_one_sample)) / max(2 * n * (2 * n - 2), 1)
 
 
@@ -154,7 +155,7 @@ def tri_factor_contrast(
     _check_importance(importance, z0)
     _check.positive("temperature", temperature)
     u = unit_rows(torch.cat([z0, z1]), normalize=True)
-    return nt_xent_of_rows(u, 1 / temperature, importance.to(u.dtype), None, torch.inf, shard, impl)
+    return nt_xent_of_rows(u, inverse(temperature), importance.to(u.dtype), None, torch.inf, shard, impl)
 
 
 def tri_factor_spectral(
@@ -231,7 +232,7 @@ def tri_factor_two_towers(
     _check.positive("temperature", temperature)
     u0, u1 = unit_rows(z0, normalize=True), unit_rows(z1, normalize=True)
     query = u0 * importance.to(u0.dtype)
-    scale = 1 / temperature
+    scale = inverse(temperature)
     row, column = log_sum_of_negatives(query, u1, scale, shard, columns=True, impl=impl)
     assert column is not None
     positive = row_dots(query, u1) * scale

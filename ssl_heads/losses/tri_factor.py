@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -83,13 +84,14 @@ class TriFactorContrast(GatheringLoss):
             raise ValueError(f"give either dim or importance, got dim={dim} and importance={importance}")
         _check.choice("kind", kind, ("infonce", "spectral"))
         _check.positive("temperature", temperature)
-        if not decorrelation_weight >= 0:
-            raise ValueError(f"decorrelation_weight must not be negative, got {decorrelation_weight}")
+        if not 0 <= decorrelation_weight < math.inf:
+            raise ValueError(f"decorrelation_weight must be a finite number of at least 0, got {decorrelation_weight}")
         check_impl(impl)
         self.importance = importance if importance is not None else FeatureImportance(int(dim or 0))
         self.kind, self.temperature, self.decorrelation_weight = kind, temperature, decorrelation_weight
         self.two_towers, self.impl = two_towers, impl
-        self._version, self._calls_at_version, self._warned = -1, 0, False
+        self._watched: tuple[int, Tensor] | None = None
+        self._calls_unmoved, self._warned = 0, False
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Two views of shape (n, d) to a scalar."""
@@ -113,21 +115,25 @@ class TriFactorContrast(GatheringLoss):
         return infonce(z0, z1, s, self.temperature, gather=self.gather, group=self.group, impl=self.impl)
 
     def _warn_if_unmoved(self) -> None:
-        """An optimiser writes in place, which the version counter of the parameter shows without a look at its data."""
+        """Most optimisers count up the parameter's version; the fused ones do not, so values have the last word."""
         theta = self.importance.theta
         if self._warned or not theta.requires_grad or not torch.is_grad_enabled():
             return
-        if theta._version != self._version:
-            self._version, self._calls_at_version = theta._version, 0
-        self._calls_at_version += 1
-        if self._calls_at_version > STEPS_BEFORE_WARNING:
-            self._warned = True
-            warnings.warn(
-                f"the importance has not changed in {STEPS_BEFORE_WARNING} training steps: give its parameters to the "
-                "optimiser, for instance optimizer.add_param_group({'params': loss.parameters(), 'weight_decay': 0}), "
-                "or freeze it with loss.importance.requires_grad_(False)",
-                stacklevel=3,
-            )
+        if self._watched is None or self._watched[0] != theta._version:
+            self._watched, self._calls_unmoved = (theta._version, theta.detach().clone()), 0
+        self._calls_unmoved += 1
+        if self._calls_unmoved <= STEPS_BEFORE_WARNING:
+            return
+        if not torch.equal(self._watched[1], theta):
+            self._watched = None
+            return
+        self._warned = True
+        warnings.warn(
+            f"the importance has not changed in {STEPS_BEFORE_WARNING} training steps: give its parameters to the "
+            "optimiser, for instance optimizer.add_param_group({'params': loss.parameters(), 'weight_decay': 0}), "
+            "or freeze it with loss.importance.requires_grad_(False)",
+            stacklevel=3,
+        )
 
     def extra_repr(self) -> str:
         """The configuration."""

@@ -131,10 +131,10 @@ def test_learnable_state_can_be_sharded(name: str) -> None:
 @pytest.mark.parametrize(
     ("module", "text"),
     [
-        (heads.NTXentLoss(0.3, normalize=False), "temperature=0.3, normalize=False, impl='auto'"),
-        (heads.InfoNCELoss(0.3, impl="tiled"), "temperature=0.3, normalize=True, impl='tiled'"),
-        (heads.CLIPLoss(impl="dense"), "CLIPLoss(impl='dense')"),
-        (heads.SigLIPLoss(impl="dense"), "SigLIPLoss(impl='dense')"),
+        (heads.NTXentLoss(0.3, normalize=False), "temperature=0.3, normalize=False, gather='none', impl='auto'"),
+        (heads.InfoNCELoss(0.3, impl="tiled"), "temperature=0.3, normalize=True, gather='none', impl='tiled'"),
+        (heads.CLIPLoss(impl="dense"), "CLIPLoss(gather='none', impl='dense')"),
+        (heads.SigLIPLoss(impl="dense"), "SigLIPLoss(gather='none', impl='dense')"),
         (heads.SpectralLoss(normalize=False), "normalize=False"),
         (heads.SupConLoss(0.3, "in"), "temperature=0.3, multi_positive='in'"),
         (heads.NonNegCrossEntropy(5, 3), "in_features=5, num_classes=3, nonneg_weight=True"),
