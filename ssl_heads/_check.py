@@ -25,7 +25,9 @@ def choice(name: str, value: object, options: Iterable[object]) -> None:
 def rows(name: str, x: Tensor) -> None:
     """A floating-point matrix of shape (n, d) with at least one row."""
     if x.ndim != 2 or not x.is_floating_point():
-        raise ValueError(f"{name} must be a floating-point tensor of shape (n, d), got {x.dtype} of shape {tuple(x.shape)}")
+        raise ValueError(
+            f"{name} must be a floating-point tensor of shape (n, d), got {x.dtype} of shape {tuple(x.shape)}"
+        )
     if x.shape[0] == 0:
         raise ValueError(f"{name} is an empty batch of shape {tuple(x.shape)}: a loss needs at least one row")
 
@@ -65,3 +67,14 @@ def integers(name: str, x: Tensor, count: int, owner: str, of: Tensor) -> None:
             f"got {x.dtype} of shape {tuple(x.shape)} beside {owner} of shape {tuple(of.shape)}"
         )
     same_device(name, x, owner, of)
+
+
+def classes(name: str, labels: Tensor, count: int) -> None:
+    """Labels from 0 to count - 1; looked at only where that waits for no device and breaks no graph."""
+    if labels.device.type != "cpu" or torch.compiler.is_compiling() or labels.numel() == 0:
+        return
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= count:
+        raise ValueError(
+            f"{name} must lie between 0 and {count - 1} for {count} classes, got {lowest if lowest < 0 else highest}"
+        )

@@ -26,7 +26,7 @@ def nonneg_cross_entropy(features: Tensor, weight: Tensor, labels: Tensor, *, no
         A scalar in fp32 (fp64 for fp64 inputs).
 
     Raises:
-        ValueError: If shapes do not fit, or the batch is empty.
+        ValueError: If shapes do not fit, the batch is empty, or (on the CPU) a label is not a class.
 
     Example:
         >>> import torch
@@ -41,6 +41,8 @@ def nonneg_cross_entropy(features: Tensor, weight: Tensor, labels: Tensor, *, no
             f"weight must have shape (classes, {features.shape[1]}) for features of shape {tuple(features.shape)}, "
             f"got {tuple(weight.shape)}"
         )
+    _check.same_device("weight", weight, "features", features)
+    _check.classes("labels", labels, weight.shape[0])
     x = promote(features)
     w = promote(weight).to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):

@@ -26,7 +26,7 @@ from ssl_heads.similarity.exclusion import Exclusion
 Impl = Literal["auto", "dense", "tiled"]
 """How the matrix is reduced: ``auto`` decides from the tensors of each call; an explicit choice never falls back."""
 
-DENSE_UP_TO = 256 * 256
+DENSE_UP_TO = 128 * 128
 """Largest number of pairs that `auto` stores: below it one small matrix is faster than tiles."""
 
 __all__ = ["Exclusion", "Impl", "check_impl", "log_sum_exp", "promote", "self_log_sum_exp", "softplus_sum"]
@@ -108,11 +108,12 @@ def self_log_sum_exp(
         The rows' log-sum-exp of shape (n,).
     """
     x = promote(x)
-    weight = torch.ones_like(x[0], requires_grad=False) if weight is None else promote(weight).to(x.dtype)
+    weight = None if weight is None else promote(weight).to(x.dtype)
     if _dense(impl, x.shape[0] ** 2):
-        return dense.log_sum_exp(x * weight, x, scale, exclusion, columns=False)[0]
+        return dense.log_sum_exp(x if weight is None else x * weight, x, scale, exclusion, columns=False)[0]
     pattern = (exclusion.offset, exclusion.period, exclusion.query_ids, exclusion.keep_equal)
-    row: Tensor = operators.self_lse(x, weight * scale, *pattern, bound)
+    weight = (x.new_ones(x.shape[1]) if weight is None else weight) * scale
+    row: Tensor = operators.self_lse(x, weight, *pattern, bound)[0]
     return row
 
 

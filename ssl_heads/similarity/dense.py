@@ -17,7 +17,7 @@ def logits(query: Tensor, key: Tensor, scale: Tensor | float) -> Tensor:
 def negatives(query: Tensor, key: Tensor, scale: Tensor | float, exclusion: Exclusion) -> Tensor:
     """The logits with ``-inf`` where a pair is left out."""
     matrix = logits(query, key, scale)
-    mask = exclusion.mask(*matrix.shape, matrix.device)
+    mask = exclusion.mask(matrix.shape[0], matrix.shape[1], matrix.device)
     return matrix if mask is None else matrix.masked_fill(mask, -torch.inf)
 
 
@@ -25,11 +25,26 @@ def log_sum_exp(
     query: Tensor, key: Tensor, scale: Tensor | float, exclusion: Exclusion, columns: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Log-sum-exp of the rows, and of the columns on request."""
-    matrix = negatives(query, key, scale, exclusion)
-    return torch.logsumexp(matrix, dim=1), torch.logsumexp(matrix, dim=0) if columns else None
+    matrix = logits(query, key, scale)
+    mask = exclusion.mask(matrix.shape[0], matrix.shape[1], matrix.device)
+    return over_negatives(matrix, mask, 1), over_negatives(matrix, mask, 0) if columns else None
 
 
-def softplus_sum(query: Tensor, key: Tensor, scale: Tensor | float, bias: Tensor | float, exclusion: Exclusion) -> Tensor:
+def over_negatives(matrix: Tensor, mask: Tensor | None, dim: int) -> Tensor:
+    """Log-sum-exp of what the mask leaves; ``-inf``, with derivatives of zero, where it leaves nothing."""
+    if mask is None:
+        return torch.logsumexp(matrix, dim)
+    empty = mask.all(dim, keepdim=True)
+    # The second derivative of the log-sum-exp of nothing is NaN, and zero times NaN too: such rows take another value.
+    kept = matrix.masked_fill(mask, -torch.inf).masked_fill(empty, 0)
+    return torch.logsumexp(kept, dim).masked_fill(empty.squeeze(dim), -torch.inf)
+
+
+def softplus_sum(
+    query: Tensor, key: Tensor, scale: Tensor | float, bias: Tensor | float, exclusion: Exclusion
+) -> Tensor:
     """``sum_ij softplus(scale * <q_i, k_j> + bias)`` over the negatives."""
-    matrix = negatives(query, key, scale, exclusion) + bias
-    return -torch.nn.functional.logsigmoid(-matrix).sum()
+    matrix = logits(query, key, scale) + bias
+    mask = exclusion.mask(matrix.shape[0], matrix.shape[1], matrix.device)
+    positive_part = -torch.nn.functional.logsigmoid(-matrix)
+    return (positive_part if mask is None else positive_part.masked_fill(mask, 0)).sum()

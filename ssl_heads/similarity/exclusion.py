@@ -79,6 +79,7 @@ class Exclusion(NamedTuple):
         return mask
 
     def _by_ids(self, rows: slice, columns: slice) -> Tensor:
-        assert self.query_ids is not None and self.key_ids is not None
+        assert self.query_ids is not None
+        assert self.key_ids is not None
         query_ids, key_ids = self.query_ids[rows, None], self.key_ids[None, columns]
         return query_ids != key_ids if self.keep_equal else query_ids == key_ids

@@ -15,11 +15,11 @@ from ssl_heads.similarity import tiled
 from ssl_heads.similarity.exclusion import Exclusion
 
 
-def _bound(bound: float, query: Tensor, key: Tensor) -> float:
+def _bound(bound: float, query: Tensor, key: Tensor, weight: Tensor | None = None) -> float:
     """A finite bound on the logits where one is known without waiting for a device."""
-    if math.isfinite(bound) or query.device.type != "cpu" or min(query.shape[0], key.shape[0]) == 0:
+    if math.isfinite(bound) or query.device.type != "cpu":
         return bound
-    return tiled.largest_logit(query, key)
+    return tiled.largest_logit(query if weight is None else query * weight, key)
 
 
 def _no_second_derivative(ctx: Any, *gradients: Any) -> Any:
@@ -124,16 +124,16 @@ pair_lse_backward.register_autograd(_no_second_derivative, setup_context=_ignore
 @torch.library.custom_op("ssl_heads::self_lse", mutates_args=())
 def self_lse(
     x: Tensor, weight: Tensor, offset: int, period: int, ids: Tensor | None, keep_equal: bool, bound: float
-) -> Tensor:
-    """Log-sum-exp over the negatives of the rows of the symmetric ``x diag(w) x^T``."""
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp over the negatives of the rows of ``x diag(w) x^T``, and what the backward can use again."""
     exclusion = Exclusion(offset, period, ids, ids, keep_equal)
     with torch.autocast(x.device.type, enabled=False):
-        return tiled.self_forward(x, weight, exclusion, _bound(bound, x * weight, x))
+        return tiled.self_forward(x, weight, exclusion, _bound(bound, x, x, weight))
 
 
 @self_lse.register_fake
 def _(x, weight, offset, period, ids, keep_equal, bound):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape[0])
+    return x.new_empty(x.shape[0]), x.new_empty(tiled.kept_shape(x.shape[0], x.dtype))
 
 
 @torch.library.custom_op("ssl_heads::self_lse_backward", mutates_args=())
@@ -141,6 +141,7 @@ def self_lse_backward(
     x: Tensor,
     weight: Tensor,
     row: Tensor,
+    kept: Tensor,
     row_gradient: Tensor,
     offset: int,
     period: int,
@@ -151,7 +152,7 @@ def self_lse_backward(
     """``(W + W^T) x``, from which the gradients with respect to x and the weight follow row by row."""
     exclusion = Exclusion(offset, period, ids, ids, keep_equal)
     with torch.autocast(x.device.type, enabled=False):
-        return tiled.self_backward(x, weight, row, row_gradient, exclusion, _bound(bound, x * weight, x))
+        return tiled.self_backward(x, weight, row, kept, row_gradient, exclusion, _bound(bound, x, x, weight))
 
 
 @self_lse_backward.register_fake
@@ -161,12 +162,16 @@ def _(x, *rest):  # type: ignore[no-untyped-def]
 
 def _self_setup(ctx: Any, inputs: Any, output: Any) -> None:
     x, weight, ctx.offset, ctx.period, ids, ctx.keep_equal, ctx.bound = inputs
-    ctx.save_for_backward(x, weight, ids, output)
+    ctx.save_for_backward(x, weight, ids, *output)
+    ctx.set_materialize_grads(False)
 
 
-def _self_backward(ctx: Any, row_gradient: Tensor) -> Any:
-    x, weight, ids, row = ctx.saved_tensors
-    product = self_lse_backward(x, weight, row, row_gradient, ctx.offset, ctx.period, ids, ctx.keep_equal, ctx.bound)
+def _self_backward(ctx: Any, row_gradient: Tensor | None, kept_gradient: Tensor | None) -> Any:
+    if row_gradient is None:
+        return (None,) * 7
+    x, weight, ids, row, kept = ctx.saved_tensors
+    exclusion = (ctx.offset, ctx.period, ids, ctx.keep_equal)
+    product = self_lse_backward(x, weight, row, kept, row_gradient, *exclusion, ctx.bound)
     needs_x, needs_weight = ctx.needs_input_grad[:2]
     return (
         product * weight if needs_x else None,
@@ -233,7 +238,9 @@ def softplus_sum(
 
 @softplus_sum.register_fake
 def _(query, key, bias, offset, period, needs_gradient):  # type: ignore[no-untyped-def]
-    gradients = (torch.empty_like(query), torch.empty_like(key)) if needs_gradient else (query.new_empty(0), key.new_empty(0))
+    gradients = (
+        (torch.empty_like(query), torch.empty_like(key)) if needs_gradient else (query.new_empty(0), key.new_empty(0))
+    )
     return bias.new_empty(()), *gradients, bias.new_empty(())
 
 

@@ -12,15 +12,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ssl_heads.similarity.exclusion import Exclusion
 
-# Rows and columns of a tile, by bytes an element. A tile and its operands should stay inside the last-level cache of a
-# core pair and be large enough for a matrix product at full rate: see docs/performance.md.
-TILE = {4: 1024, 8: 512}
+# The side of the largest square tile, by bytes an element: it stays in cache beside its operands. And the smallest, on
+# which a matrix product still runs near its full rate. See docs/performance.md.
+TILE = {4: 768, 8: 512}
+SMALLEST = 256
+TINY = torch.finfo(torch.float32).tiny
+
+
+def tile_side(count: int, dtype: torch.dtype) -> int:
+    """Side of the square tiles for one set: where it can, four a side, so that the triangle saves near half."""
+    return min(max(count // 4, SMALLEST), TILE[dtype.itemsize], count)
+
+
+def tile_shape(rows: int, columns: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Shape of the tiles for two sets: few rows, as of a batch beside a queue, leave room for more columns."""
+    side = TILE[dtype.itemsize]
+    height = min(rows, side)
+    return height, min(columns, max(side * side // height, 1))
+
+
+def kept_shape(count: int, dtype: torch.dtype) -> tuple[int, ...]:
+    """Shape of the exponentials that the forward over one set keeps for the backward: one small tile, or nothing."""
+    return (count, count) if count <= min(SMALLEST, TILE[dtype.itemsize]) else (0,)
 
 
 def blocks(count: int, size: int) -> Iterator[slice]:
@@ -29,12 +49,25 @@ def blocks(count: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
+def tiles(rows: int, columns: int, shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+    """All tiles of a matrix, row by row."""
+    for i in blocks(rows, shape[0]):
+        for j in blocks(columns, shape[1]):
+            yield i, j
+
+
+def upper_triangle(count: int, side: int) -> Iterator[tuple[slice, slice]]:
+    """Tiles on and above the diagonal."""
+    for i in blocks(count, side):
+        for start in range(i.start, count, side):
+            yield i, slice(start, min(start + side, count))
+
+
 class Workspace:
     """One buffer that all tiles of a pass share."""
 
-    def __init__(self, like: Tensor, rows: int, columns: int) -> None:
-        self.size = TILE[like.element_size()]
-        self.buffer = like.new_empty(min(rows, self.size) * min(columns, self.size))
+    def __init__(self, like: Tensor, shape: tuple[int, int]) -> None:
+        self.buffer = like.new_empty(shape[0] * shape[1])
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """An uninitialised matrix for the pairs ``rows x columns``."""
@@ -71,7 +104,7 @@ def is_exact(log_sum: Tensor, shift: float, bound: float, count: int) -> bool:
 
 def inverse_sum(gradient: Tensor, log_sum: Tensor, shift: float) -> Tensor:
     """``g_i exp(c - lse_i)``: what a tile of ``exp(S - c)`` is multiplied by; zero for a row without negatives."""
-    return gradient * torch.exp(shift - without_infinity(log_sum))
+    return torch.exp(shift - log_sum).nan_to_num_(nan=math.nan, posinf=0.0).mul_(gradient)
 
 
 def without_infinity(log_sum: Tensor) -> Tensor:
@@ -82,7 +115,9 @@ def without_infinity(log_sum: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------------------------- two sets
 
 
-def pair_forward(query: Tensor, key: Tensor, exclusion: Exclusion, columns: bool, bound: float) -> tuple[Tensor, Tensor]:
+def pair_forward(
+    query: Tensor, key: Tensor, exclusion: Exclusion, columns: bool, bound: float
+) -> tuple[Tensor, Tensor]:
     """Log-sum-exp of all rows, and of all columns on request (else an empty tensor)."""
     n, m = query.shape[0], key.shape[0]
     count = max(n, m)
@@ -94,18 +129,16 @@ def pair_forward(query: Tensor, key: Tensor, exclusion: Exclusion, columns: bool
     return _pair_online(query, key, exclusion, columns)
 
 
-def _pair_sums(
-    query: Tensor, key: Tensor, exclusion: Exclusion, columns: bool, shift: float
-) -> tuple[Tensor, Tensor]:
+def _pair_sums(query: Tensor, key: Tensor, exclusion: Exclusion, columns: bool, shift: float) -> tuple[Tensor, Tensor]:
     n, m = query.shape[0], key.shape[0]
     row, column = query.new_zeros(n), query.new_zeros(m if columns else 0)
-    work = Workspace(query, n, m)
-    for i in blocks(n, work.size):
-        for j in blocks(m, work.size):
-            e = exponentials(work, query, key, i, j, shift, exclusion)
-            row[i] += e.sum(1)
-            if columns:
-                column[j] += e.sum(0)
+    shape = tile_shape(n, m, query.dtype)
+    work = Workspace(query, shape)
+    for i, j in tiles(n, m, shape):
+        e = exponentials(work, query, key, i, j, shift, exclusion)
+        row[i] += e.sum(1)
+        if columns:
+            column[j] += e.sum(0)
     return row.log_().add_(shift), column.log_().add_(shift)
 
 
@@ -122,14 +155,21 @@ def exponentials(
 def _pair_online(query: Tensor, key: Tensor, exclusion: Exclusion, columns: bool) -> tuple[Tensor, Tensor]:
     n, m = query.shape[0], key.shape[0]
     row, column = query.new_full((n,), -torch.inf), query.new_full((m if columns else 0,), -torch.inf)
-    work = Workspace(query, n, m)
-    for i in blocks(n, work.size):
-        for j in blocks(m, work.size):
-            s = exclusion.fill_(work.product(query, key, i, j), i, j, -torch.inf)
-            row[i] = torch.logaddexp(row[i], s.logsumexp(1))
-            if columns:
-                column[j] = torch.logaddexp(column[j], s.logsumexp(0))
+    shape = tile_shape(n, m, query.dtype)
+    work = Workspace(query, shape)
+    for i, j in tiles(n, m, shape):
+        s = exclusion.fill_(work.product(query, key, i, j), i, j, -torch.inf)
+        row[i] = torch.logaddexp(row[i], s.logsumexp(1))
+        if columns:
+            column[j] = torch.logaddexp(column[j], s.logsumexp(0))
     return row, column
+
+
+class LogSum(NamedTuple):
+    """A log-sum-exp and its upstream gradient, of all rows or of all columns."""
+
+    value: Tensor
+    gradient: Tensor
 
 
 def pair_backward(
@@ -146,108 +186,107 @@ def pair_backward(
 ) -> tuple[Tensor, Tensor]:
     """``W k`` and ``W^T q`` with ``W_ij = g_i exp(S_ij - row_i) + h_j exp(S_ij - column_j)``."""
     n, m = query.shape[0], key.shape[0]
-    columns = column.numel() > 0
-    weights = PairWeights(row, column if columns else None, row_gradient, column_gradient, exclusion, bound, max(n, m))
+    by_column = LogSum(column, column_gradient) if column.numel() > 0 else None
+    weights = PairWeights(LogSum(row, row_gradient), by_column, exclusion, bound, max(n, m))
     query_gradient = torch.zeros_like(query) if needs_query else query.new_empty(0)
     key_gradient = torch.zeros_like(key) if needs_key else key.new_empty(0)
-    work = Workspace(query, n, m)
-    for i in blocks(n, work.size):
-        for j in blocks(m, work.size):
-            w = weights(work, query, key, i, j)
-            if needs_query:
-                query_gradient[i].addmm_(w, key[j])
-            if needs_key:
-                key_gradient[j].addmm_(w.t(), query[i])
+    shape = tile_shape(n, m, query.dtype)
+    work = Workspace(query, shape)
+    for i, j in tiles(n, m, shape):
+        w = weights(work, query, key, i, j)
+        if needs_query:
+            query_gradient[i].addmm_(w, key[j])
+        if needs_key:
+            key_gradient[j].addmm_(w.t(), query[i])
     return query_gradient.mul_(weights.unit), key_gradient.mul_(weights.unit)
 
 
 class PairWeights:
     """The gradient with respect to the logits, tile by tile, in units of the largest upstream gradient.
 
-    Upstream gradients carry the small factor ``1 - p`` of a loss that is nearly solved; in their own unit the weights of
-    a tile stay far from underflow.
+    Upstream gradients carry the small factor ``1 - p`` of a loss that is nearly solved; in their own unit the weights
+    of a tile stay far from underflow. Without a column part, ``column`` is None; over one set, it is the row part.
     """
 
-    def __init__(
-        self,
-        row: Tensor,
-        column: Tensor | None,
-        row_gradient: Tensor,
-        column_gradient: Tensor,
-        exclusion: Exclusion,
-        bound: float,
-        count: int,
-    ) -> None:
-        largest = row_gradient.abs().max()
-        if column is not None:
-            largest = torch.maximum(largest, column_gradient.abs().max())
-        self.unit = torch.where(largest > 0, largest, 1)
-        row_gradient, column_gradient = row_gradient / self.unit, column_gradient / self.unit
-        self.row, self.row_gradient, self.exclusion = without_infinity(row), row_gradient, exclusion
-        self.column = None if column is None else without_infinity(column)
-        self.column_gradient = column_gradient
-        self.shift = common_shift(bound, count, row.dtype) if math.isfinite(bound) else 0.0
-        self.one_exponential = is_exact(row, self.shift, bound, count) and (
-            column is None or is_exact(column, self.shift, bound, count)
-        )
-        self.a = inverse_sum(row_gradient, row, self.shift)
-        self.b = None if column is None else inverse_sum(column_gradient, column, self.shift)
+    def __init__(self, row: LogSum, column: LogSum | None, exclusion: Exclusion, bound: float, count: int) -> None:
+        parts = [row] if column is None or column is row else [row, column]
+        self.unit = torch.stack([part.gradient.abs().max() for part in parts]).max().clamp_min(TINY)
+        self.exclusion = exclusion
+        self.shift = common_shift(bound, count, row.value.dtype) if math.isfinite(bound) else 0.0
+        self.one_exponential = all(is_exact(part.value, self.shift, bound, count) for part in parts)
+        form = self._common if self.one_exponential else self._online
+        self.row = form(row)
+        self.column = self.row if column is row else None if column is None else form(column)
+
+    def _common(self, part: LogSum) -> LogSum:
+        return LogSum(part.value, inverse_sum(part.gradient / self.unit, part.value, self.shift))
+
+    def _online(self, part: LogSum) -> LogSum:
+        return LogSum(without_infinity(part.value), part.gradient / self.unit)
+
+    def sums(self, i: slice, j: slice) -> Tensor:
+        """What the common exponentials of a tile are multiplied by."""
+        rows = self.row.gradient[i, None]
+        return rows if self.column is None else rows + self.column.gradient[j]
 
     def __call__(self, work: Workspace, query: Tensor, key: Tensor, i: slice, j: slice) -> Tensor:
+        """The weights of one tile, in the buffer of the workspace."""
         if self.one_exponential:
-            e = exponentials(work, query, key, i, j, self.shift, self.exclusion)
-            return e.mul_(self.a[i, None] if self.b is None else self.a[i, None] + self.b[None, j])
+            return exponentials(work, query, key, i, j, self.shift, self.exclusion).mul_(self.sums(i, j))
         s = self.exclusion.fill_(work.product(query, key, i, j), i, j, -torch.inf)
-        if self.column is None:
-            return s.sub_(self.row[i, None]).exp_().mul_(self.row_gradient[i, None])
-        by_column = torch.exp(s - self.column[None, j]).mul_(self.column_gradient[None, j])
-        return s.sub_(self.row[i, None]).exp_().mul_(self.row_gradient[i, None]).add_(by_column)
+        by_column = None
+        if self.column is not None:
+            by_column = torch.exp(s - self.column.value[j]).mul_(self.column.gradient[j])
+        by_row = s.sub_(self.row.value[i, None]).exp_().mul_(self.row.gradient[i, None])
+        return by_row if by_column is None else by_row.add_(by_column)
 
 
 # ------------------------------------------------------------------------------------- one set: the matrix is symmetric
 
 
-def self_forward(x: Tensor, weight: Tensor, exclusion: Exclusion, bound: float) -> Tensor:
-    """Log-sum-exp of the rows of ``x diag(w) x^T``; a tile above the diagonal serves its rows and its columns."""
+def self_forward(x: Tensor, weight: Tensor, exclusion: Exclusion, bound: float) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of the rows of ``x diag(w) x^T``; a tile above the diagonal serves its rows and its columns.
+
+    A batch that fits into one small tile also gives that tile of exponentials, for the backward to use again.
+    """
     n = x.shape[0]
     query = x * weight
+    side = tile_side(n, x.dtype)
+    work = Workspace(x, (side, side))
+    kept = work.buffer.view(side, side) if kept_shape(n, x.dtype) == (n, n) else x.new_empty(0)
     if math.isfinite(bound):
         shift = common_shift(bound, n, x.dtype)
         row = x.new_zeros(n)
-        work = Workspace(x, n, n)
-        for i, j in upper_triangle(n, work.size):
+        for i, j in upper_triangle(n, side):
             e = exponentials(work, query, x, i, j, shift, exclusion)
             row[i] += e.sum(1)
             if i != j:
                 row[j] += e.sum(0)
         row.log_().add_(shift)
         if is_exact(row, shift, bound, n):
-            return row
-    return _pair_online(query, x, exclusion, columns=False)[0]
+            return row, kept
+    return _pair_online(query, x, exclusion, columns=False)[0], kept
 
 
 def self_backward(
-    x: Tensor, weight: Tensor, row: Tensor, row_gradient: Tensor, exclusion: Exclusion, bound: float
+    x: Tensor, weight: Tensor, row: Tensor, kept: Tensor, row_gradient: Tensor, exclusion: Exclusion, bound: float
 ) -> Tensor:
     """``A x`` with the symmetric ``A_ij = g_i exp(S_ij - row_i) + g_j exp(S_ij - row_j)``."""
     n = x.shape[0]
+    both = LogSum(row, row_gradient)
+    weights = PairWeights(both, both, exclusion, bound, n)
+    if kept.numel() > 0 and weights.one_exponential:
+        return (weights.sums(slice(n), slice(n)).mul_(kept) @ x).mul_(weights.unit)
     query = x * weight
-    weights = PairWeights(row, row, row_gradient, row_gradient, exclusion, bound, n)
     product = torch.zeros_like(x)
-    work = Workspace(x, n, n)
-    for i, j in upper_triangle(n, work.size):
+    side = tile_side(n, x.dtype)
+    work = Workspace(x, (side, side))
+    for i, j in upper_triangle(n, side):
         a = weights(work, query, x, i, j)
         product[i].addmm_(a, x[j])
         if i != j:
             product[j].addmm_(a.t(), x[i])
     return product.mul_(weights.unit)
-
-
-def upper_triangle(count: int, size: int) -> Iterator[tuple[slice, slice]]:
-    """Tiles on and above the diagonal."""
-    for i in blocks(count, size):
-        for start in range(i.start, count, size):
-            yield i, slice(start, min(start + size, count))
 
 
 # ----------------------------------------------------------------------------------------- keys that need no gradient
@@ -259,12 +298,12 @@ def attend(query: Tensor, key: Tensor, exclusion: Exclusion, bound: float) -> tu
     if math.isfinite(bound):
         shift = common_shift(bound, m, query.dtype)
         row, mean_key = query.new_zeros(n), torch.zeros_like(query)
-        work = Workspace(query, n, m)
-        for i in blocks(n, work.size):
-            for j in blocks(m, work.size):
-                e = exponentials(work, query, key, i, j, shift, exclusion)
-                row[i] += e.sum(1)
-                mean_key[i].addmm_(e, key[j])
+        shape = tile_shape(n, m, query.dtype)
+        work = Workspace(query, shape)
+        for i, j in tiles(n, m, shape):
+            e = exponentials(work, query, key, i, j, shift, exclusion)
+            row[i] += e.sum(1)
+            mean_key[i].addmm_(e, key[j])
         row.log_().add_(shift)
         if is_exact(row, shift, bound, m):
             return row, mean_key.mul_(torch.exp(shift - without_infinity(row))[:, None])
@@ -287,14 +326,14 @@ def softplus_sum(
     total, bias_gradient = bias.new_zeros(()), bias.new_zeros(())
     query_gradient = torch.zeros_like(query) if needs_gradient else query.new_empty(0)
     key_gradient = torch.zeros_like(key) if needs_gradient else key.new_empty(0)
-    work = Workspace(query, n, m)
-    for i in blocks(n, work.size):
-        for j in blocks(m, work.size):
-            s = exclusion.fill_(work.product(query, key, i, j).add_(bias), i, j, -torch.inf)
-            total += torch.nn.functional.softplus(s, threshold=40).sum()
-            if needs_gradient:
-                p = s.sigmoid_()
-                bias_gradient += p.sum()
-                query_gradient[i].addmm_(p, key[j])
-                key_gradient[j].addmm_(p.t(), query[i])
+    shape = tile_shape(n, m, query.dtype)
+    work = Workspace(query, shape)
+    for i, j in tiles(n, m, shape):
+        s = exclusion.fill_(work.product(query, key, i, j).add_(bias), i, j, -torch.inf)
+        total += torch.nn.functional.softplus(s, threshold=40).sum()
+        if needs_gradient:
+            p = s.sigmoid_()
+            bias_gradient += p.sum()
+            query_gradient[i].addmm_(p, key[j])
+            key_gradient[j].addmm_(p.t(), query[i])
     return total, query_gradient, key_gradient, bias_gradient
