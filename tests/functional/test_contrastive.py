@@ -10,7 +10,16 @@ from torch import Tensor
 
 from ssl_heads import functional as ours
 from tests import oracles
-from tests.cases import IN_TILES, Case, assert_matches_oracle, assert_ragged, normal, use_small_tiles
+from tests.cases import (
+    IN_TILES,
+    Case,
+    assert_matches_oracle,
+    assert_ragged,
+    leaves,
+    normal,
+    use_small_tiles,
+    value_and_gradients,
+)
 from tests.checks import assert_gradient_close, relative_error
 
 WIDTH = 16
@@ -34,6 +43,19 @@ def test_several_ragged_tiles(case: Case, n: int, size: int, monkeypatch: pytest
             shapes = use_small_tiles(patch, size)
             assert_matches_oracle(case, "tiled", n, WIDTH, dtype, rtol)
         assert_ragged(shapes, size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [127, 129, 1271])
+@pytest.mark.parametrize("case", IN_TILES, ids=str)
+def test_tiles_as_they_are_by_default(case: Case, n: int, dtype: torch.dtype) -> None:
+    """Below, at and above the sizes where the number of tiles changes; the dense path is the reference."""
+    inputs = leaves(case, case.build(n, WIDTH), dtype)
+    _, expected = value_and_gradients(lambda x: case(x, "dense"), case, inputs)
+    _, gradients = value_and_gradients(lambda x: case(x, "tiled"), case, inputs)
+    for name, gradient in gradients.items():
+        assert relative_error(gradient, expected[name]) < RTOL[dtype]
+        assert relative_error(-gradient, expected[name]) > 1
 
 
 @pytest.mark.parametrize("width", [1, 3, 37])

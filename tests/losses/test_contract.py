@@ -136,6 +136,73 @@ def test_autocast_changes_nothing(case: Case, impl: str, dtype: torch.dtype) -> 
         assert relative_error(gradient, expected_gradients[name]) < 1e-5, name
 
 
+MATRIX_PAIRS = (("z0", "z1"), ("query", "key"), ("image_features", "text_features"))
+SEVERAL = tuple((c, i) for c, i in WITH_IMPLS if any({*pair} <= c.build(2, 2).keys() for pair in MATRIX_PAIRS))
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (torch.float32, torch.float64),
+        (torch.float64, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float16),
+        (torch.float16, torch.float64),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("case", "impl"), SEVERAL, ids=str)
+def test_two_dtypes_meet(case: Case, impl: str, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    """A frozen tower in one precision, a trained one in another: the wider decides, each gets its own gradient."""
+    inputs = case.build(12, 8)
+    (pair,) = (pair for pair in MATRIX_PAIRS if {*pair} <= inputs.keys())
+    mixed = {k: x.detach().clone() for k, x in inputs.items()}
+    for name, dtype in zip(pair, dtypes, strict=True):
+        mixed[name] = mixed[name].to(dtype)
+    wide = torch.promote_types(torch.promote_types(*dtypes), torch.float32)
+    mixed = {k: x.to(wide) if x.is_floating_point() and k not in pair else x for k, x in mixed.items()}
+    for name in case.differentiable(mixed):
+        mixed[name].requires_grad_()
+    value, gradients = value_and_gradients(lambda x: case(x, impl), case, mixed)
+    same = leaves(case, mixed, wide)
+    expected, expected_gradients = value_and_gradients(lambda x: case(x, impl), case, same)
+    assert value.dtype == wide
+    assert relative_error(value, expected) < 1e-6
+    for name, gradient in gradients.items():
+        assert gradient.dtype == mixed[name].dtype
+        assert relative_error(gradient, expected_gradients[name]) < (1e-5 if gradient.dtype.itemsize > 2 else 4e-3)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("case", "impl"),
+    [(c, i) for c, i in WITH_IMPLS if any(x.ndim == 0 for x in c.build(2, 2).values())],
+    ids=str,
+)
+def test_scalars_of_another_dtype(case: Case, impl: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """The rows decide; the scalar keeps its dtype and gets its gradient in it."""
+    inputs = leaves(case, case.build(12, 8), torch.float32)
+    value, gradients = value_and_gradients(lambda x: case(x, impl), case, inputs)
+    for name, x in inputs.items():
+        if x.ndim == 0:
+            inputs[name] = x.detach().to(dtype).reshape(shape).requires_grad_()
+    again, other = value_and_gradients(lambda x: case(x, impl), case, inputs)
+    assert again.dtype == torch.float32
+    assert again.shape == ()
+    assert relative_error(again, value) < 2e-3
+    for name, gradient in other.items():
+        assert gradient.dtype == inputs[name].dtype
+        assert gradient.shape == inputs[name].shape
+        assert relative_error(gradient.reshape(gradients[name].shape), gradients[name]) < 1e-2
+
+
+def test_a_bias_of_another_dtype_leaves_clip_in_float32() -> None:
+    image, text = torch.randn(2, 8, 4)
+    for dtype in (torch.float64, torch.bfloat16):
+        assert ours.clip_loss(image, text, 1.0, torch.tensor([0.5], dtype=dtype)).dtype == torch.float32
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("temperature", [0.005, 0.01, 0.07, 0.2])
 @pytest.mark.parametrize("impl", ["dense", "tiled"])
@@ -201,6 +268,25 @@ def test_one_pair_is_finite(case: Case, impl: str) -> None:
     if case in IN_TILES and case.name not in ("info_nce-queue", "siglip"):
         assert value == 0, "without negatives there is nothing to tell apart"
         assert not any(g.any() for g in gradients.values())
+
+
+@everywhere
+def test_the_backward_pass_may_run_twice(case: Case, impl: str) -> None:
+    """What is kept for it is not consumed."""
+    inputs = leaves(case, case.build(12, 6), torch.float32)
+    value = case(inputs, impl)
+    wanted = [inputs[name] for name in case.differentiable(inputs)]
+    first = torch.autograd.grad(value, wanted, retain_graph=True)
+    second = torch.autograd.grad(value, wanted)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@everywhere
+def test_inference_mode(case: Case, impl: str) -> None:
+    inputs = leaves(case, case.build(12, 6), torch.float32)
+    with torch.inference_mode():
+        value = case(inputs, impl)
+    assert torch.isclose(value, case(inputs, impl), rtol=1e-6, atol=0)
 
 
 # -------------------------------------------------------------------------------------------------------------- layouts

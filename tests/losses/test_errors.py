@@ -97,6 +97,8 @@ CALLS = {
     "decorrelation-vector": (lambda: ours.decorrelation(FLAT), ["(6,)"]),
     "decorrelation-empty": (lambda: ours.decorrelation(EMPTY), ["(0, 4)"]),
     "decorrelation-integer": (lambda: ours.decorrelation(INTEGER), ["torch.int64"]),
+    "decorrelation-no-width": (lambda: ours.decorrelation(Z[:, :0]), ["(6, 0)"]),
+    "nt_xent-no-width": (lambda: ours.nt_xent(Z[:, :0], Z[:, :0]), ["(6, 0)"]),
     "importance-width": (lambda: ours.tri_factor_contrast(Z, Z, torch.ones(5)), ["(4,)", "(5,)", "(6, 4)"]),
     "importance-scalar": (lambda: ours.tri_factor_spectral(Z, Z, torch.tensor(1.0)), ["(4,)", "()"]),
     "importance-matrix": (lambda: ours.tri_factor_two_towers(Z, Z, torch.eye(4)), ["(4,)", "(4, 4)"]),
@@ -182,3 +184,23 @@ CHOSEN = {
 def test_implementations(name: str, impl: str) -> None:
     with pytest.raises(ValueError, match=rf"impl must be one of 'auto', 'dense', 'tiled'.*; got {impl!r}$"):
         CHOSEN[name](impl)
+
+
+SCALARS = {
+    "nt_xent": lambda t: ours.nt_xent(Z, Z, t),
+    "info_nce": lambda t: ours.info_nce(Z, Z, None, t),
+    "sup_con": lambda t: ours.sup_con(Z, LABELS, t),
+    "tri_factor": lambda t: ours.tri_factor_contrast(Z, Z, torch.ones(4), t),
+    "tri_factor_two_towers": lambda t: ours.tri_factor_two_towers(Z, Z, torch.ones(4), t),
+    "clip-scale": lambda t: ours.clip_loss(Z, Z, t),
+    "siglip-scale": lambda t: ours.siglip_loss(Z, Z, t, 0.0),
+    "siglip-bias": lambda t: ours.siglip_loss(Z, Z, 1.0, t),
+}
+
+
+@pytest.mark.parametrize("shape", [(4,), (6,), (0,), (6, 4), (2, 1)], ids=str)
+@pytest.mark.parametrize("name", SCALARS)
+def test_scalars(name: str, shape: tuple[int, ...]) -> None:
+    """One number for the whole batch: a vector would be broadcast along whatever axis fits."""
+    with pytest.raises(ValueError, match=re.escape(str(shape))):
+        SCALARS[name](torch.full(shape, 0.5))

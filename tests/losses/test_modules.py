@@ -230,3 +230,31 @@ def test_nonneg_cross_entropy_learns() -> None:
         loss(features, labels).backward()
         optimizer.step()
     assert loss(features, labels).item() < before / 4
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.endswith("tiled")] + ["tri_factor-spectral", "spectral"])
+def test_compile_with_dynamic_shapes(name: str) -> None:
+    """Sizes, and with them a module's numbers, are symbols."""
+    torch._dynamo.reset()
+    module, arguments = build(name)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    value, gradients = run(module, arguments)
+    again, compiled_gradients = run(compiled, arguments)
+    assert relative_error(again, value) < 1e-6
+    for a, e in zip(compiled_gradients, gradients, strict=True):
+        assert torch.allclose(a, e, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("impl", ["dense", "tiled"])
+def test_compile_with_a_temperature_schedule(impl: str) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda a, b, t: ours.nt_xent(a, b, t, impl=impl), fullgraph=True, backend="aot_eager")
+    a, b = torch.randn(N, D, requires_grad=True), torch.randn(N, D)
+    values = []
+    for temperature in (0.5, 0.4, 0.3, 0.2):
+        values.append(compiled(a, b, temperature))
+        expected = ours.nt_xent(a, b, temperature, impl=impl)
+        assert relative_error(values[-1], expected) < 1e-6
+        (gradient,), (reference,) = torch.autograd.grad(values[-1], a), torch.autograd.grad(expected, a)
+        assert relative_error(gradient, reference) < 1e-5
+    assert len({round(v.item(), 4) for v in values}) == 4
