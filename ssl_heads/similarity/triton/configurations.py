@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Kernel = Literal["forward", "gradient", "panel"]
+Kernel = Literal["forward", "forward_ids", "gradient", "panel"]
 Precision = Literal["half", "float"]
 
 
@@ -34,11 +34,21 @@ class Tile(NamedTuple):
 WIDTHS = (64, 128, 256)
 WIDE = 0
 
+
+def padded_width(width: int) -> int:
+    """Features of the buffer that the kernels read."""
+    for bucket in WIDTHS:
+        if width <= bucket:
+            return bucket
+    return -(-width // 64) * 64
+
+
 # Shared memory that one program may use, in bytes. The row of sm_80 serves every device that has no row of its own
 # (sm_86, sm_89, sm_120), so it takes no more than the least of them offers.
 SHARED_MEMORY = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 
-# (architecture, kernel, precision, width) -> tile. A gradient without an entry takes the panel.
+# (architecture, kernel, precision, width) -> tile. A gradient without an entry takes the panel. The forward kernel with
+# ids has entries of its own where the ids, 64 bits each, would not fit beside the large tile; else it takes "forward".
 TABLE: dict[tuple[str, Kernel, Precision, int], Tile] = {
     ("sm_80", "forward", "half", 64): Tile(128, 128, 64, 8, 3),
     ("sm_80", "forward", "half", 128): Tile(128, 128, 128, 8, 2),
@@ -48,6 +58,10 @@ TABLE: dict[tuple[str, Kernel, Precision, int], Tile] = {
     ("sm_80", "forward", "float", 128): Tile(64, 64, 32, 8, 3),
     ("sm_80", "forward", "float", 256): Tile(64, 64, 32, 8, 3),
     ("sm_80", "forward", "float", WIDE): Tile(64, 64, 32, 8, 3),
+    ("sm_80", "forward_ids", "float", 64): Tile(32, 32, 64, 4, 2),
+    ("sm_80", "forward_ids", "float", 128): Tile(32, 32, 32, 4, 3),
+    ("sm_80", "forward_ids", "float", 256): Tile(32, 32, 32, 4, 3),
+    ("sm_80", "forward_ids", "float", WIDE): Tile(32, 32, 32, 4, 3),
     ("sm_80", "gradient", "half", 64): Tile(128, 64, 64, 8, 3),
     ("sm_80", "gradient", "half", 128): Tile(64, 64, 128, 8, 2),
     ("sm_80", "gradient", "half", 256): Tile(64, 64, 256, 8, 2),
@@ -76,6 +90,10 @@ TABLE: dict[tuple[str, Kernel, Precision, int], Tile] = {
     ("sm_100", "forward", "float", 128): Tile(64, 64, 32, 4, 3),
     ("sm_100", "forward", "float", 256): Tile(64, 64, 32, 4, 3),
     ("sm_100", "forward", "float", WIDE): Tile(64, 64, 32, 4, 3),
+    ("sm_100", "forward_ids", "half", 64): Tile(64, 64, 64, 4, 3),
+    ("sm_100", "forward_ids", "half", 128): Tile(64, 64, 64, 4, 3),
+    ("sm_100", "forward_ids", "half", 256): Tile(64, 64, 64, 4, 3),
+    ("sm_100", "forward_ids", "half", WIDE): Tile(64, 64, 64, 4, 3),
     ("sm_100", "gradient", "half", 64): Tile(128, 64, 64, 8, 3),
     ("sm_100", "gradient", "half", 128): Tile(128, 64, 128, 8, 3),
     ("sm_100", "gradient", "half", 256): Tile(64, 64, 256, 8, 2),
@@ -90,10 +108,10 @@ TABLE: dict[tuple[str, Kernel, Precision, int], Tile] = {
     ("gfx942", "forward", "float", 128): Tile(64, 64, 32, 4, 2),
     ("gfx942", "forward", "float", 256): Tile(64, 64, 32, 4, 2),
     ("gfx942", "forward", "float", WIDE): Tile(64, 64, 32, 4, 2),
-    ("gfx942", "gradient", "half", 64): Tile(128, 32, 64, 8, 2),
-    ("gfx942", "gradient", "half", 128): Tile(64, 32, 128, 8, 2),
-    ("gfx942", "gradient", "half", 256): Tile(64, 16, 256, 8, 2),
-    ("gfx942", "gradient", "float", 64): Tile(64, 32, 64, 8, 2),
+    ("gfx942", "gradient", "half", 64): Tile(128, 32, 64, 4, 2),
+    ("gfx942", "gradient", "half", 128): Tile(128, 16, 128, 4, 2),
+    ("gfx942", "gradient", "half", 256): Tile(64, 16, 256, 4, 2),
+    ("gfx942", "gradient", "float", 64): Tile(128, 16, 64, 4, 2),
     ("gfx942", "panel", "half", WIDE): Tile(128, 128, 64, 8, 2),
     ("gfx942", "panel", "float", WIDE): Tile(64, 64, 32, 4, 2),
 }

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import torch
+import triton
+from torch import Tensor
 
-from ssl_heads.similarity.triton.configurations import TABLE, Kernel, Precision, Tile
+from ssl_heads.similarity.triton import tiles
+from ssl_heads.similarity.triton.configurations import TABLE, WIDE, Kernel, Precision, Tile
+
+INTERPRETED = not isinstance(tiles.load_rows, triton.JITFunction)
+"""Whether Triton was imported with TRITON_INTERPRET=1: kernels then run on the CPU, slowly, for tests."""
 
 # One program of the interpreter costs milliseconds: small tiles, so that small tests cross several of them.
 INTERPRETER_TILES: dict[Kernel, Tile] = {
     "forward": Tile(32, 32, 64, 4, 1),
+    "forward_ids": Tile(32, 32, 64, 4, 1),
     "gradient": Tile(32, 32, 0, 4, 1),
     "panel": Tile(32, 32, 64, 4, 1),
 }
+
+
+def require_device(x: Tensor) -> None:
+    """Raise ``ValueError`` for a tensor that the kernels cannot run on."""
+    if x.device.type != "cuda" and not INTERPRETED:
+        raise ValueError(
+            f'impl="triton" needs CUDA or ROCm tensors and got one on {x.device}: move the embeddings to a GPU, or pass '
+            'impl="auto" or "tiled" (TRITON_INTERPRET=1, set before the import, runs the kernels on the CPU for tests)'
+        )
+
+
+def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device: make it the tensor's."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 @functools.lru_cache
@@ -23,7 +45,9 @@ def architecture(device: torch.device) -> str:
         return "interpreter"
     if torch.version.hip is not None:
         return "gfx942"
-    major, _ = torch.cuda.get_device_capability(device)
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        raise ValueError(f'the kernels need compute capability 8.0, {device} has {major}.{minor}: pass impl="tiled"')
     return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
 
 
@@ -36,9 +60,11 @@ def multiprocessors(device: torch.device) -> int:
 def tile_for(architecture: str, kernel: Kernel, precision: Precision, width: int) -> Tile | None:
     """The entry of the table, or None: a gradient of this width is computed through panels."""
     if architecture == "interpreter":
-        if kernel == "gradient" and width == 0:
+        if kernel == "gradient" and width == WIDE:
             return None
         return INTERPRETER_TILES[kernel]
     if kernel == "panel":
-        width = 0
+        width = WIDE
+    if kernel == "forward_ids":
+        return TABLE.get((architecture, kernel, precision, width), TABLE[architecture, "forward", precision, width])
     return TABLE.get((architecture, kernel, precision, width))

@@ -6,7 +6,6 @@ order: two runs are bitwise equal, and a CUDA graph can capture them.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import NamedTuple
 
@@ -16,8 +15,15 @@ from torch import Tensor
 
 from ssl_heads.similarity.exclusion import Exclusion
 from ssl_heads.similarity.triton import tiles
-from ssl_heads.similarity.triton.configurations import WIDE, WIDTHS, Precision, Tile
-from ssl_heads.similarity.triton.device import architecture, multiprocessors, tile_for
+from ssl_heads.similarity.triton.configurations import WIDE, WIDTHS, Kernel, Precision, Tile, padded_width
+from ssl_heads.similarity.triton.device import (
+    INTERPRETED,
+    architecture,
+    multiprocessors,
+    on_device,
+    require_device,
+    tile_for,
+)
 from ssl_heads.similarity.triton.forward import forward_kernel
 from ssl_heads.similarity.triton.gradient import finish_kernel, gradient_kernel, panel_kernel
 
@@ -29,8 +35,6 @@ PANEL_BYTES = 128 << 20
 PANEL_COLUMNS = 65536
 # float16 weights are stored 2^14 times as large: their softmax tail would be subnormal.
 WEIGHT_SCALE = {torch.float16: 16384.0, torch.bfloat16: 1.0, torch.float32: 1.0}
-
-INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 
 
 class Gradients(NamedTuple):
@@ -105,14 +109,6 @@ class Upstream(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------ operands
 
 
-def padded_width(width: int) -> int:
-    """Columns of the buffer that the kernels read."""
-    for bucket in WIDTHS:
-        if width <= bucket:
-            return bucket
-    return -(-width // 64) * 64
-
-
 def aligned(x: Tensor) -> Tensor:
     """``x`` itself if the kernels can read it, else a copy with zero-padded features and 16-byte aligned rows."""
     if INTERPRETED and x.dtype == torch.bfloat16:
@@ -135,11 +131,7 @@ def operands(
     column_bias: Tensor | None,
 ) -> Operands:
     """Check the inputs and bring them into the form that the kernels read."""
-    if query.device.type == "cpu" and not INTERPRETED:
-        raise ValueError(
-            'impl="triton" needs CUDA or ROCm tensors and got a tensor on the CPU: move the embeddings to a GPU, or pass '
-            'impl="auto" or "tiled" (TRITON_INTERPRET=1, set before the import, runs the kernels on the CPU for tests)'
-        )
+    require_device(query)
     if query.dtype not in WEIGHT_SCALE or query.dtype != key.dtype:
         raise ValueError(
             f"the kernels take query and key of one dtype, float32, bfloat16 or float16; got {query.dtype} and {key.dtype}: "
@@ -171,7 +163,7 @@ def is_bounded(bound: float) -> bool:
     return bound <= LARGEST_EXACT_BOUND
 
 
-def _tile(kernel: str, s: Operands) -> Tile | None:
+def _tile(kernel: Kernel, s: Operands) -> Tile | None:
     precision: Precision = "float" if s.q.dtype == torch.float32 else "half"
     width = s.width if s.width in WIDTHS else WIDE
     return tile_for(architecture(s.q.device), kernel, precision, width)
@@ -225,11 +217,6 @@ def _matrix_arguments(s: Operands, tile: Tile) -> dict[str, object]:
         "num_stages": tile.stages,
         **_exclusion_arguments(s, tile),
     }
-
-
-def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device: make it the tensor's."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def column_splits(row_blocks: int, tiles_per_row: int, device: torch.device) -> int:
@@ -322,7 +309,7 @@ def _reduce(s: Operands, columns: bool, bounded: bool, softplus: bool = False) -
     nothing = 0.0 if additive else -math.inf
     row, column = s.scale.new_full((n,), nothing), s.scale.new_full((m if columns else 0,), nothing)
     if n and m:
-        tile = _tile("forward", s)
+        tile = _tile("forward" if s.exclusion.query_ids is None else "forward_ids", s)
         assert tile is not None
         row_blocks, column_tiles = triton.cdiv(n, tile.rows), triton.cdiv(m, tile.columns)
         slots = max(1, PARTIAL_BYTES // (4 * m)) if columns else row_blocks
@@ -344,7 +331,7 @@ def _reduce_one_set(s: Operands, bounded: bool) -> Tensor:
     n, _ = s.shape
     row = s.scale.new_full((n,), 0.0 if bounded else -math.inf)
     if n:
-        tile = _tile("forward", s)
+        tile = _tile("forward" if s.exclusion.query_ids is None else "forward_ids", s)
         assert tile is not None
         blocks = triton.cdiv(n, tile.rows)
         distances = blocks // 2 + 1
@@ -377,7 +364,7 @@ def _launch_forward(
     bounded: bool,
     softplus: bool,
 ) -> None:
-    with _on(s.q):
+    with on_device(s.q):
         forward_kernel[(blocks, splits)](
             **_matrix_arguments(s, tile),
             row_ptr=partial,
@@ -545,7 +532,7 @@ def _in_registers(
     splits = min(column_splits(row_blocks, column_tiles, s.q.device), max(1, PARTIAL_BYTES // (4 * n * s.width)))
     raw = s.scale.new_empty(splits, n, s.width)
     row_sums = s.scale.new_empty(splits, n) if sums else None
-    with _on(s.q):
+    with on_device(s.q):
         gradient_kernel[(row_blocks, splits)](
             **_matrix_arguments(s, tile),
             **_weight_arguments(s, u, bounded, softplus),
@@ -563,7 +550,7 @@ def _in_registers(
 def _finish(raw: Tensor, q: Tensor, s: Operands, u: Upstream, gradient: Tensor, dots: Tensor) -> None:
     """Add the splits of ``W k``, scale and round them into ``gradient``, and take the row dots."""
     splits, n, width = raw.shape
-    with _on(q):
+    with on_device(q):
         finish_kernel[(triton.cdiv(n, 16),)](
             raw, q, s.scale, u.unit, gradient, dots, n, gradient.shape[1], q.stride(0), gradient.stride(0), splits,
             WIDTH=width, BLOCK_M=16, BLOCK_D=64, num_warps=4,
@@ -628,7 +615,7 @@ def _launch_panel(
     s: Operands, u: Upstream, tile: Tile, panel: Tensor, i: slice, j: slice, bounded: bool, softplus: bool
 ) -> None:
     programs = triton.cdiv(i.stop - i.start, tile.rows) * triton.cdiv(j.stop - j.start, tile.columns)
-    with _on(s.q):
+    with on_device(s.q):
         panel_kernel[(programs,)](
             **_matrix_arguments(s, tile),
             **_weight_arguments(s, u, bounded, softplus),

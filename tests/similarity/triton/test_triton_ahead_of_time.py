@@ -1,0 +1,31 @@
+"""Every kernel compiles for every architecture of the table, and the machine code is what the record says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+PROGRAM = Path(__file__).with_name("ahead_of_time.py")
+KERNELS = ["forward", "gradient", "panel", "finish", "prologue", "epilogue"]
+
+
+def compile_for(only: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(PROGRAM.parents[3])}
+    return subprocess.run(
+        [sys.executable, str(PROGRAM), "--only", only],
+        env=environment, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_compiles_as_recorded(architecture: str, kernel: str, tmp_path: Path) -> None:
+    run = compile_for(f"{architecture} {kernel}", tmp_path)
+    assert run.returncode == 0, "\n".join(re.findall(r"FAIL.*", run.stdout)) + run.stderr[-3000:]
