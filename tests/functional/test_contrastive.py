@@ -306,6 +306,19 @@ def test_logits_of_both_signs(name: str, temperature: float, impl: str, monkeypa
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("bias", [-60.0, -30.0, -10.0, 0.0, 10.0, 30.0, 60.0])
+def test_siglip_where_softplus_bends_and_where_it_is_straight(bias: float, impl: str) -> None:
+    """Both tails of the softplus: e^-60 for the small ones, relative to themselves, and s + e^-s for the large."""
+    a, b = split_by_sign(6)
+    for sign in (1.0, -1.0):
+        x = (sign * a[:3]).requires_grad_()
+        actual = ours.siglip_loss(x, b[:3], 4.0, bias, impl=impl)
+        expected = oracles.siglip(x, b[:3], 4.0, bias)
+        assert relative_error(actual, expected) < 1e-14
+        assert_gradient_close(torch.autograd.grad(actual, x)[0], torch.autograd.grad(expected, x)[0], 1e-12)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_nearly_solved_losses_keep_their_accuracy(impl: str, dtype: torch.dtype) -> None:
     """The positive wins by 22: ``lse over all - positive`` would be exactly 0 in float32, with a zero gradient."""

@@ -7,6 +7,7 @@ import torch
 
 from ssl_heads.similarity import gram
 from tests.checks import assert_gradient_close, relative_error
+from tests.similarity.test_tiled import Allocations
 
 SHAPES = [(1, 1), (1, 5), (2, 7), (7, 2), (5, 5), (41, 3), (3, 41), (1271, 7)]
 
@@ -51,3 +52,17 @@ def test_second_derivatives_on_both_sides(shape: tuple[int, int]) -> None:
     assert torch.autograd.gradgradcheck(gram.square_sum, (x, k))
     assert torch.autograd.gradgradcheck(gram.weighted_square_sum, (x, w))
     assert torch.autograd.gradgradcheck(gram.distance_from_identity, (x,))
+
+
+@pytest.mark.parametrize(("n", "d"), [(1271, 7), (3, 101)])
+def test_the_smaller_side_is_the_one_that_is_built(n: int, d: int) -> None:
+    x, k = torch.randn(n, d, requires_grad=True), torch.randn(n, d, requires_grad=True)
+    w = torch.rand(d, requires_grad=True)
+    for function, inputs in (
+        (gram.square_sum, (x, k)),
+        (gram.weighted_square_sum, (x, w)),
+        (gram.distance_from_identity, (x,)),
+    ):
+        with Allocations() as seen:
+            function(*inputs).backward()
+        assert min(n, d) ** 2 <= seen.largest <= n * d, function.__name__
