@@ -52,7 +52,7 @@ class Budget(NamedTuple):
 
 
 LATENTS = Budget(steps=3000, batch_size=256, lr=2e-3, evaluated=8192)
-IMAGES = Budget(steps=3000, batch_size=128, lr=1e-3, evaluated=4096)
+IMAGES = Budget(steps=1500, batch_size=128, lr=1e-3, evaluated=4096)
 
 
 def grid(seeds: Sequence[int]) -> Iterator[Cell]:

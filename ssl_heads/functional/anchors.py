@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_heads import _check
+from ssl_heads.distributed import Gather, Shard
 from ssl_heads.functional.normalize import safe_normalize
 from ssl_heads.similarity import promote
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Basis = Literal["qr", "identity", "etf", "grassmannian"]
 Distance = Literal["cosine", "euclidean", "manhattan"]
@@ -24,6 +28,8 @@ def anchor_regression(
     *,
     distance: Distance = "cosine",
     ignore_index: int = -1,
+    gather: Gather = "none",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     r"""Mean distance of the labelled embeddings from the anchor of their class.
 
@@ -38,6 +44,9 @@ def anchor_regression(
         anchors: Shape (K, d), directions that get no gradient: see `class_anchors`.
         distance: ``"cosine"`` is 1 - cos, ``"euclidean"`` the length of the difference, ``"manhattan"`` its L1 norm.
         ignore_index: The label of a row without one.
+        gather: ``"none"`` takes the mean over this rank's labelled rows, ``"all"`` and ``"ring"`` over those of all
+            ranks, of which each may hold another number; one count is exchanged, no embedding.
+        group: The ranks that hold the batch; None is the default group.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs). Without a labelled row it is 0, still part of the graph. A zero row is
@@ -57,6 +66,7 @@ def anchor_regression(
         >>> anchor_regression(z, torch.tensor([0, 1, -1]), torch.eye(2))
         tensor(0.1464)
     """
+    shard = Shard.of(gather, group, embeddings)
     _check.rows("embeddings", embeddings)
     _check.integers("labels", labels, len(embeddings), "embeddings", embeddings)
     _check.choice("distance", distance, get_args(Distance))
@@ -73,7 +83,8 @@ def anchor_regression(
         each = torch.where(u.detach().any(dim=1), difference.square().sum(1) / 2, 1.0)
     else:
         each = torch.linalg.vector_norm(difference, ord=2 if distance == "euclidean" else 1, dim=1)
-    return torch.where(labelled, each, 0.0).sum() / labelled.sum().clamp_min(1)
+    count = shard.global_sum(labelled.sum())
+    return shard.sum(torch.where(labelled, each, 0.0)) / count.clamp_min(1)
 
 
 def _check_labels(index: Tensor, classes: int, ignore_index: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -11,8 +11,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ssl_heads import _check, similarity
-from ssl_heads.functional.contrastive import against_negatives
+from ssl_heads.distributed import Gather, Shard, check_gather
+from ssl_heads.functional.contrastive import against_negatives, row_dots
 from ssl_heads.similarity import Exclusion, Impl, check_impl, gram, promote
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 DeltaKind = Literal["nce", "infonce", "scl", "nwj"]
 Ratio = Literal["exp", "linear"]
@@ -35,6 +39,26 @@ class Dissimilarity(Protocol):
     def factors(self, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor] | None:
         """Query and key with ``-d(z_i, w_j) = <query_i, key_j>``; None if there is no such form."""
         ...
+
+
+class Transposed:
+    """A dissimilarity whose arguments have changed places."""
+
+    def __init__(self, of: Dissimilarity) -> None:
+        self.of = of
+
+    def paired(self, z: Tensor, w: Tensor) -> Tensor:
+        """``d(w_i, z_i)``, of shape (n,)."""
+        return self.of.paired(w, z)
+
+    def pairwise(self, z: Tensor, w: Tensor) -> Tensor:
+        """``d(w_j, z_i)``, of shape (n, m)."""
+        return self.of.pairwise(w, z).mT
+
+    def factors(self, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The factors, changed round."""
+        factors = self.of.factors(w, z)
+        return None if factors is None else (factors[1], factors[0])
 
 
 class DeltaTerms(NamedTuple):
@@ -61,6 +85,8 @@ def delta_contrast(
     symmetric: bool = False,
     ratio: Ratio = "exp",
     clamp: float = 15.0,
+    gather: Gather = "none",
+    group: ProcessGroup | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     r"""Contrast of pairs ``(z_i, w_i)`` with pairs ``(z_i, w_j)``, ``i != j``.
@@ -92,6 +118,8 @@ def delta_contrast(
         ratio: SCL only: ``"linear"`` takes :math:`r = -D`, the classic spectral loss.
         clamp: Where ``-D`` exceeds it, ``scl`` and ``nwj`` continue the exponential by its tangent: the value stays
             finite, the gradient is bounded and never zero.
+        gather: ``"all"`` contrasts this rank's rows with the columns of all ranks, ``"none"`` with its own.
+        group: The ranks that hold the batch; None is the default group.
         impl: How the matrix is reduced. Forms that factor run through `ssl_heads.similarity`, the others over blocks
             of rows that are computed again in the backward pass.
 
@@ -113,7 +141,18 @@ def delta_contrast(
         tensor(0.3133)
     """
     return delta_terms(
-        z, w, kind, dissimilarity, alpha, alpha_tilde, symmetric=symmetric, ratio=ratio, clamp=clamp, impl=impl
+        z,
+        w,
+        kind,
+        dissimilarity,
+        alpha,
+        alpha_tilde,
+        symmetric=symmetric,
+        ratio=ratio,
+        clamp=clamp,
+        gather=gather,
+        group=group,
+        impl=impl,
     ).loss
 
 
@@ -128,6 +167,8 @@ def delta_terms(
     symmetric: bool = False,
     ratio: Ratio = "exp",
     clamp: float = 15.0,
+    gather: Gather = "none",
+    group: ProcessGroup | None = None,
     impl: Impl = "auto",
 ) -> DeltaTerms:
     """`delta_contrast` together with its clamp rate; same arguments, same errors.
@@ -139,7 +180,8 @@ def delta_terms(
         >>> delta_terms(z, z, "nwj", NegativeDot(), clamp=8.0).clamp_rate
         tensor(1.)
     """
-    check_delta(kind, symmetric, ratio, clamp, impl)
+    check_delta(kind, symmetric, ratio, clamp, gather, impl)
+    shard = Shard.of(gather, group, z, w)
     _check.paired("z", z, "w", w)
     for name, correction in (("alpha", alpha), ("alpha_tilde", alpha_tilde)):
         if correction is not None and correction.shape != z.shape[:1]:
@@ -152,28 +194,36 @@ def delta_terms(
         rows = torch.zeros_like(z[:, 0]) if alpha is None else alpha.to(z.dtype)
         columns = torch.zeros_like(z[:, 0]) if alpha_tilde is None else alpha_tilde.to(z.dtype)
         positive = -(dissimilarity.paired(z, w) + rows + columns)
-        negatives = Negatives(z, w, rows, columns, dissimilarity, impl)
+        negatives = Negatives(z, shard.gathered(w), rows, shard.gathered(columns), dissimilarity, shard, impl)
+        if kind == "infonce" and symmetric:
+            seen_by_columns = Transposed(dissimilarity)
+            columnwise = Negatives(w, shard.gathered(z), columns, shard.gathered(rows), seen_by_columns, shard, impl)
+            by_row, by_column = (against_negatives(side.log_sum_exp(), positive) for side in (negatives, columnwise))
+            return _without_clamp(shard.mean((by_row + by_column) / 2))
         if kind == "infonce":
-            return _without_clamp(_infonce(positive, negatives, symmetric))
+            return _without_clamp(shard.mean(against_negatives(negatives.log_sum_exp(), positive)))
         if kind == "nce":
-            return _without_clamp(F.softplus(-positive).mean() + negatives.mean_softplus())
+            return _without_clamp(shard.mean(F.softplus(-positive) + negatives.mean_softplus()))
         if kind == "scl" and ratio == "linear":
-            return _without_clamp(-2 * positive.mean() + negatives.mean_square())
+            return _without_clamp(shard.mean(negatives.mean_square() - 2 * positive))
         if kind == "nwj":
             repulsion, clamped = negatives.mean(lambda score: bounded_exp(score, clamp), clamp)
-            return DeltaTerms(repulsion - positive.mean() - 1, clamped)
+            return DeltaTerms(shard.mean(repulsion - positive - 1), clamped)
         repulsion, clamped = negatives.mean(lambda score: bounded_exp(score, clamp).square(), clamp)
         own = (positive.detach() > clamp).to(z.dtype).mean()
-        share = (own + clamped * (len(z) - 1)) / len(z)
-        return DeltaTerms(repulsion - 2 * bounded_exp(positive, clamp).mean(), share)
+        share = (own + clamped * (shard.total - 1)) / shard.total
+        return DeltaTerms(shard.mean(repulsion - 2 * bounded_exp(positive, clamp)), share)
 
 
-def check_delta(kind: str, symmetric: bool, ratio: str, clamp: float, impl: Impl) -> None:
+def check_delta(kind: str, symmetric: bool, ratio: str, clamp: float, gather: str, impl: Impl) -> None:
     """Raise ``ValueError`` for an unknown choice, or a choice that the kind does not have."""
     _check.choice("kind", kind, get_args(DeltaKind))
     _check.choice("ratio", ratio, get_args(Ratio))
     _check.positive("clamp", clamp)
+    check_gather(gather)
     check_impl(impl)
+    if gather == "ring":
+        raise ValueError("gather='ring' has no delta loss: use 'all', which holds the columns of all ranks on each")
     if symmetric and kind != "infonce":
         raise ValueError(f"symmetric=True is a choice of kind='infonce'; {kind!r} treats rows and columns alike")
     if ratio == "linear" and kind != "scl":
@@ -190,115 +240,93 @@ def _without_clamp(loss: Tensor) -> DeltaTerms:
     return DeltaTerms(loss, torch.zeros_like(loss.detach()))
 
 
-def _infonce(positive: Tensor, negatives: Negatives, symmetric: bool) -> Tensor:
-    by_row, by_column = negatives.log_sum_exp(symmetric)
-    loss = against_negatives(by_row, positive).mean()
-    return loss if by_column is None else (loss + against_negatives(by_column, positive).mean()) / 2
-
-
 class Negatives:
-    """The scores ``S_ij = -D_ij`` of all ``i != j``: reduced, never stored.
+    """The scores ``S_ij = -D_ij`` of this rank's rows with all columns but their own: reduced, never stored.
 
     A form that factors becomes a product of two matrices: the corrections are two more features,
     ``S = [query, -alpha, 1] [key, 1, -alpha_tilde]^T``.
     """
 
     def __init__(
-        self, z: Tensor, w: Tensor, rows: Tensor, columns: Tensor, dissimilarity: Dissimilarity, impl: Impl
+        self,
+        z: Tensor,
+        w: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        dissimilarity: Dissimilarity,
+        shard: Shard,
+        impl: Impl,
     ) -> None:
         self.z, self.w, self.rows, self.columns = z, w, rows, columns
-        self.dissimilarity, self.impl = dissimilarity, impl
+        self.dissimilarity, self.impl, self.own = dissimilarity, impl, shard.own
+        self.pairs = max(shard.rows * (shard.total - 1), 1)
+        self.diagonal = Exclusion.diagonal(shard.rows, shard.total, shard.own.start)
         factors = dissimilarity.factors(z, w)
-        if factors is None and impl not in ("auto", "dense", "tiled"):
-            raise ValueError(f"impl={impl!r} needs a dissimilarity that is a product of two matrices; use 'tiled'")
         self.factors = None if factors is None else _with_biases(factors, -rows, -columns)
 
-    def log_sum_exp(self, by_column: bool) -> tuple[Tensor, Tensor | None]:
-        """Log-sum-exp of every row, and of every column on request."""
+    def log_sum_exp(self) -> Tensor:
+        """Log-sum-exp of every row."""
         if self.factors is not None:
-            n = len(self.z)
-            diagonal = Exclusion.diagonal(n, n)
-            return similarity.log_sum_exp(*self.factors, exclusion=diagonal, columns=by_column, impl=self.impl)
-        blocks = [self._block(_row_log_sum, i) for i in self._blocks()]
-        row = torch.cat([block[0] for block in blocks])
-        return row, torch.stack([block[1] for block in blocks]).logsumexp(0) if by_column else None
+            return similarity.log_sum_exp(*self.factors, exclusion=self.diagonal, impl=self.impl)[0]
+        return torch.cat(self._reduced(lambda scores, own: scores.masked_fill(own, -torch.inf).logsumexp(1)))
 
     def mean_softplus(self) -> Tensor:
         """Mean of ``softplus(S_ij)``."""
         if self.factors is None:
             return self.mean(F.softplus)[0]
-        n = len(self.z)
         bias = self.z.new_zeros(())
-        total = similarity.softplus_sum(*self.factors, 1.0, bias, exclusion=Exclusion.diagonal(n, n), impl=self.impl)
-        return total / self._pairs
+        return similarity.softplus_sum(*self.factors, 1.0, bias, exclusion=self.diagonal, impl=self.impl) / self.pairs
 
     def mean_square(self) -> Tensor:
         """Mean of ``S_ij^2``, through d x d moments where the form factors."""
         if self.factors is None:
             return self.mean(torch.square)[0]
         query, key = self.factors
-        return (gram.square_sum(query, key) - (query * key).sum(1).square().sum()) / self._pairs
+        return (gram.square_sum(query, key) - row_dots(query, key[self.own]).square().sum()) / self.pairs
 
     def mean(self, phi: Callable[[Tensor], Tensor], clamp: float = torch.inf) -> tuple[Tensor, Tensor]:
         """Mean of ``phi(S_ij)``, and the share of scores above ``clamp``."""
-        if self.impl not in ("auto", "dense", "tiled"):
-            raise ValueError(f"impl={self.impl!r} has no bounded exponential; use 'tiled'")
 
-        def total(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        def sums(scores: Tensor, own: Tensor) -> Tensor:
             above = (scores.detach() > clamp) & ~own
-            return phi(scores).masked_fill(own, 0).sum(), above.sum()
+            return torch.stack([phi(scores).masked_fill(own, 0).sum(), above.sum().to(scores.dtype)])
 
-        sums, above = zip(*(self._block(total, i) for i in self._blocks()), strict=True)
-        return torch.stack(sums).sum() / self._pairs, torch.stack(above).sum() / self._pairs
+        mean, share = (torch.stack(self._reduced(sums)).sum(0) / self.pairs).unbind()
+        return mean, share.detach()
 
-    @property
-    def _pairs(self) -> int:
-        return max(len(self.z) * (len(self.z) - 1), 1)
+    def _reduced(self, reduce: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+        """The scores, a block of rows at a time; what is stored is what ``reduce`` makes of them."""
+        if self.impl not in ("auto", "dense", "tiled"):
+            raise ValueError(f"impl={self.impl!r} has no such form of this kind and dissimilarity; use 'tiled'")
 
-    def _blocks(self) -> list[slice]:
-        n, d = self.z.shape
-        width = n if self.factors is not None else n * d
-        size = n if self.impl == "dense" else max(1, BLOCK_ELEMENTS // width)
-        return [slice(start, min(start + size, n)) for start in range(0, n, size)]
-
-    def _block(self, reduce: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], block: slice) -> tuple[Tensor, Tensor]:
-        """Reduce the scores of a block of rows against all columns; what is stored is the reduction alone."""
-
-        def reduced(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.autocast(self.z.device.type, enabled=False):
+        def reduced(i: Tensor, *inputs: Tensor) -> Tensor:
+            with torch.autocast(i.device.type, enabled=False):
                 scores = self._scores(*inputs)
-                i = torch.arange(block.start, block.stop, device=scores.device)
                 own = i[:, None] == torch.arange(scores.shape[1], device=scores.device)
                 return reduce(scores, own)
 
-        inputs: tuple[Tensor, ...]
+        positions = torch.arange(self.own.start, self.own.stop, device=self.z.device)
+        by_row = (positions, self.z, self.rows) if self.factors is None else (positions, self.factors[0])
+        blocks = list(zip(*(torch.split(x, self._rows_at_once()) for x in by_row), strict=True))
+        if len(blocks) == 1:
+            return [reduced(*blocks[0])]
+        return [checkpoint(reduced, *block, use_reentrant=False, preserve_rng_state=False) for block in blocks]
+
+    def _rows_at_once(self) -> int:
+        rows, d = self.z.shape
+        width = len(self.w) * (d if self.factors is None else 1)
+        return rows if self.impl == "dense" else max(1, BLOCK_ELEMENTS // width)
+
+    def _scores(self, query: Tensor, rows: Tensor | None = None) -> Tensor:
         if self.factors is not None:
-            query, key = self.factors
-            inputs = (query[block], key)
-        else:
-            inputs = (self.z[block], self.w, self.rows[block], self.columns)
-        if block.stop - block.start == len(self.z):
-            return reduced(*inputs)
-        recomputed: tuple[Tensor, Tensor] = checkpoint(reduced, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return recomputed
-
-    def _scores(self, *inputs: Tensor) -> Tensor:
-        if self.factors is not None:
-            query, key = inputs
-            return query @ key.mT
-        z, w, rows, columns = inputs
-        return -(self.dissimilarity.pairwise(z, w) + rows[:, None] + columns)
-
-
-def _row_log_sum(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    others = scores.masked_fill(own, -torch.inf)
-    return others.logsumexp(1), others.logsumexp(0)
+            return query @ self.factors[1].mT
+        assert rows is not None
+        return -(self.dissimilarity.pairwise(query, self.w) + rows[:, None] + self.columns)
 
 
 def _with_biases(factors: tuple[Tensor, Tensor], row_bias: Tensor, column_bias: Tensor) -> tuple[Tensor, Tensor]:
     query, key = factors
-    ones = torch.ones_like(row_bias)
     return (
-        torch.cat([query, torch.stack([row_bias, ones], dim=1)], dim=1),
-        torch.cat([key, torch.stack([ones, column_bias], dim=1)], dim=1),
+        torch.cat([query, torch.stack([row_bias, torch.ones_like(row_bias)], dim=1)], dim=1),
+        torch.cat([key, torch.stack([torch.ones_like(column_bias), column_bias], dim=1)], dim=1),
     )

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from ssl_heads import _check, functional
+from ssl_heads.distributed import Gather
 from ssl_heads.functional.anchors import Basis, Distance, class_anchors
+from ssl_heads.losses.gathering import GatheringLoss
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 STEPS_BEFORE_WARNING = 100
 
 
-class OrthonormalAnchorRegression(nn.Module):
+class OrthonormalAnchorRegression(GatheringLoss):
     r"""Pull every labelled embedding to the fixed direction of its class; add it to any self-supervised loss.
 
     .. math:: L = L_\text{base} + \frac{\lambda}{|S|}\sum_{i \in S} 1 - \cos(z_i, c_{y_i})
@@ -36,6 +41,9 @@ class OrthonormalAnchorRegression(nn.Module):
         distance: ``"cosine"``, ``"euclidean"`` or ``"manhattan"``.
         ignore_index: The label of a row without one.
         seed: Of the random directions.
+        gather: ``"none"`` takes the mean over this rank's labelled rows, ``"all"`` and ``"ring"`` over those of all
+            ranks.
+        group: The ranks that hold the batch; None is the default group.
 
     Raises:
         ValueError: If the classes do not fit into the dimensions, a tensor has the wrong shape or a zero row, or a
@@ -65,8 +73,10 @@ class OrthonormalAnchorRegression(nn.Module):
         distance: Distance = "cosine",
         ignore_index: int = -1,
         seed: int = 0,
+        gather: Gather = "none",
+        group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(gather, group)
         _check.choice("distance", distance, get_args(Distance))
         if 0 <= ignore_index < num_classes:
             raise ValueError(f"ignore_index must not be a class, 0..{num_classes - 1}; got {ignore_index}")
@@ -85,16 +95,22 @@ class OrthonormalAnchorRegression(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Embeddings of shape (n, d) and labels of shape (n,), of both views together, to a scalar."""
         loss = functional.anchor_regression(
-            embeddings, labels, self.anchors, distance=self.distance, ignore_index=self.ignore_index
+            embeddings,
+            labels,
+            self.anchors,
+            distance=self.distance,
+            ignore_index=self.ignore_index,
+            gather=self.gather,
+            group=self.group,
         )
         if self.training and not torch.compiler.is_compiling() and labels.device.type == "cpu":
             self._warn_if_one_class(labels)
         return loss
 
-    def broadcast(self, group: distributed.ProcessGroup | None = None) -> None:
-        """Take the anchors of the group's first rank; for a tensor basis that ranks drew on their own."""
-        source = 0 if group is None else distributed.get_global_rank(group, 0)
-        distributed.broadcast(self.anchors, source, group)
+    def broadcast(self) -> None:
+        """Take the anchors of the group's first rank: for a tensor basis that every rank drew on its own."""
+        source = 0 if self.group is None else distributed.get_global_rank(self.group, 0)
+        distributed.broadcast(self.anchors, source, self.group)
 
     def _warn_if_one_class(self, labels: Tensor) -> None:
         """One class in one batch is chance; one class in many is a data set without another."""
@@ -111,7 +127,7 @@ class OrthonormalAnchorRegression(nn.Module):
         classes, dim = self.anchors.shape
         return (
             f"num_classes={classes}, dim={dim}, basis={self.basis!r}, distance={self.distance!r}, "
-            f"ignore_index={self.ignore_index}"
+            f"ignore_index={self.ignore_index}, gather={self.gather!r}"
         )
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from ssl_heads import functional
+from ssl_heads.distributed import Gather, all_reduce_sum, world_size
 from ssl_heads.functional.delta import DeltaKind, DeltaTerms, Ratio, check_delta
 from ssl_heads.losses.corrections import MLPCorrection, ScalarCorrection
 from ssl_heads.losses.dissimilarities import NegativeCosine
+from ssl_heads.losses.gathering import GatheringLoss
 from ssl_heads.similarity import Impl, promote
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 ROWS_TO_START_FROM = 512
 
 
-class DeltaContrast(nn.Module):
+class DeltaContrast(GatheringLoss):
     r"""Contrastive learning that recovers latents, with a dissimilarity that says which and corrections for the rest.
 
     .. math:: D_{ij} = d(z_i, w_j) + \alpha(z_i) + \tilde\alpha(w_j) \;\to\; -\log\frac{p(z_i, w_j)}{p(z_i)\,p(w_j)}
@@ -38,6 +43,8 @@ class DeltaContrast(nn.Module):
         symmetric: InfoNCE in both directions.
         ratio: ``"linear"`` makes ``"scl"`` the classic spectral loss.
         clamp: Where the exponentials of ``"scl"`` and ``"nwj"`` turn into straight lines; `terms` tells how often.
+        gather: ``"all"`` contrasts this rank's rows with the columns of all ranks, ``"none"`` with its own.
+        group: The ranks that hold the batch; None is the default group.
         impl: How the matrix is reduced.
 
     Raises:
@@ -62,10 +69,12 @@ class DeltaContrast(nn.Module):
         symmetric: bool = False,
         ratio: Ratio = "exp",
         clamp: float = 15.0,
+        gather: Gather = "none",
+        group: ProcessGroup | None = None,
         impl: Impl = "auto",
     ) -> None:
-        super().__init__()
-        check_delta(kind, symmetric, ratio, clamp, impl)
+        super().__init__(gather, group)
+        check_delta(kind, symmetric, ratio, clamp, gather, impl)
         if alpha == "auto":
             alpha = ScalarCorrection() if kind != "infonce" and ratio == "exp" else None
         dissimilarity = NegativeCosine() if dissimilarity is None else dissimilarity
@@ -92,6 +101,8 @@ class DeltaContrast(nn.Module):
             symmetric=self.symmetric,
             ratio=self.ratio,
             clamp=self.clamp,
+            gather=self.gather,
+            group=self.group,
             impl=self.impl,
         )
 
@@ -108,10 +119,7 @@ class DeltaContrast(nn.Module):
         rows, columns = _apply(self.alpha, z), _apply(self.alpha_tilde, w)
         d = d if rows is None else d + rows[:, None]
         d = d if columns is None else d + columns
-        start = -d.median()
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(start)
-            start /= distributed.get_world_size()
+        start = all_reduce_sum(-d.median(), self.group) / world_size(self.group)
         waiting[0].start_at(start)
         for correction in waiting[1:]:
             correction.start_at(torch.zeros_like(start))
@@ -120,7 +128,7 @@ class DeltaContrast(nn.Module):
         """The configuration."""
         return (
             f"kind={self.kind!r}, symmetric={self.symmetric}, ratio={self.ratio!r}, clamp={self.clamp}, "
-            f"impl={self.impl!r}"
+            f"gather={self.gather!r}, impl={self.impl!r}"
         )
 
 

@@ -342,6 +342,7 @@ def test_what_a_kind_cannot_train_is_refused() -> None:
         ({"kind": "nce", "ratio": "linear"}, "ratio='linear' is a choice of kind='scl'"),
         ({"clamp": 0.0}, "clamp must be a finite number above 0, got 0.0"),
         ({"impl": "sparse"}, "impl must be one of"),
+        ({"gather": "ring"}, "gather='ring' has no delta loss: use 'all'"),
         ({"dissimilarity": nn.Linear(2, 2)}, "Linear lacks paired, pairwise, factors"),
         ({"alpha_tilde": "mlp"}, r"alpha_tilde must be a module \(n, d\) -> \(n,\) or None, got 'mlp'"),
     ],
