@@ -28,8 +28,8 @@ def require_device(x: Tensor) -> None:
     """Raise ``ValueError`` for a tensor that the kernels cannot run on."""
     if x.device.type != "cuda" and not INTERPRETED:
         raise ValueError(
-            f'impl="triton" needs CUDA or ROCm tensors and got one on {x.device}: move the embeddings to a GPU, or pass '
-            'impl="auto" or "tiled" (TRITON_INTERPRET=1, set before the import, runs the kernels on the CPU for tests)'
+            f'impl="triton" needs CUDA or ROCm tensors and got one on {x.device}: move the embeddings to a GPU, '
+            'or pass impl="auto" or impl="tiled" (for tests, TRITON_INTERPRET=1 set before the import runs on the CPU)'
         )
 
 

@@ -80,16 +80,12 @@ def gradient_kernel(
     for tile in range(begin, end):
         columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         column_bias = load_bias(column_bias_ptr, columns, M, HAS_COLUMN_BIAS)
-        column_shift, column_factor = load_upstream(
-            column_shift_ptr, column_factor_ptr, columns, M, COLUMNS, BOUNDED
-        )
+        column_shift, column_factor = load_upstream(column_shift_ptr, column_factor_ptr, columns, M, COLUMNS, BOUNDED)
         k = load_rows(k_ptr, columns, M, k_stride, 0, WIDTH)
         products = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         x = products * scale + (row_bias[:, None] + column_bias[None, :])
         x = leave_out(x, rows, columns, N, M, query_ids_ptr, key_ids_ptr, offset, period, DIAGONAL, IDS, BLOCK_M)
-        weights = pair_weights(
-            x, row_shift, row_factor, column_shift, column_factor, ROWS, COLUMNS, BOUNDED, SOFTPLUS
-        )
+        weights = pair_weights(x, row_shift, row_factor, column_shift, column_factor, ROWS, COLUMNS, BOUNDED, SOFTPLUS)
         if SUMS:
             sums += tl.sum(weights, 1)
         out = tl.dot(weights.to(k.dtype), k, out, input_precision=PRECISION)

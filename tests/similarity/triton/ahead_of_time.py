@@ -28,7 +28,8 @@ from triton.compiler import ASTSource
 from ssl_heads.similarity.triton.configurations import SHARED_MEMORY, TABLE, WIDE, Tile
 from ssl_heads.similarity.triton.forward import forward_kernel
 from ssl_heads.similarity.triton.gradient import finish_kernel, gradient_kernel, panel_kernel
-from ssl_heads.similarity.triton.rowwise import ACTIVATIONS, GATES, epilogue_kernel, prologue_kernel
+from ssl_heads.similarity.triton.prologue import epilogue_kernel, prologue_kernel
+from ssl_heads.similarity.triton.rowwise import ACTIVATIONS, GATES
 from ssl_heads.similarity.triton.tiles import LEAVE_OUT_EQUAL, ONE_DIAGONAL
 
 GOLDEN = Path(__file__).with_name("aot_golden.json")
@@ -43,9 +44,9 @@ COMPILED_WIDTH = 768
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 INTEGERS = {
-    "N", "M", "D", "q_stride", "k_stride", "column_stride", "panel_stride", "gradient_stride", "offset", "period", "splits",
-    "first_block", "first_tile", "last_tile", "tiles", "tiles_per_split", "first_row", "last_row", "first_column", "last_column",
-    "z_row", "a_row", "key_gradient_row", "query_gradient_row",
+    "N", "M", "D", "q_stride", "k_stride", "column_stride", "panel_stride", "gradient_stride", "offset", "period",
+    "splits", "first_block", "first_tile", "last_tile", "tiles", "tiles_per_split", "first_row", "last_row",
+    "first_column", "last_column", "z_row", "a_row", "key_gradient_row", "query_gradient_row",
 }  # fmt: skip
 ALIGNED_INTEGERS = {"q_stride", "k_stride", "panel_stride", "z_row", "a_row", "key_gradient_row", "query_gradient_row"}
 FLOATS = {"temperature", "threshold", "log_prior", "log_not_prior", "eps"}
@@ -77,7 +78,7 @@ class Case(NamedTuple):
 
 
 def cases() -> Iterator[Case]:
-    """The table, each entry in the mode that costs most registers, and for the half-precision forward in all of them."""
+    """The table, each entry in the mode that costs most registers, and a few in every mode."""
     for (architecture, kernel, precision, width), tile in TABLE.items():
         element = "fp32" if precision == "float" else "bf16"
         for mode, constants in modes(kernel, precision, width):
@@ -164,7 +165,9 @@ def compile_case(c: Case) -> Any:
         if signature[name].startswith("*") or name in ALIGNED_INTEGERS:
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=c.kernel, signature=signature, constexprs=c.constants, attrs=attributes)
-    return triton.compile(source, target=TARGETS[c.architecture], options={"num_warps": c.warps, "num_stages": c.stages})
+    return triton.compile(
+        source, target=TARGETS[c.architecture], options={"num_warps": c.warps, "num_stages": c.stages}
+    )
 
 
 def figures(c: Case) -> dict[str, int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssl_heads.similarity.exclusion import Exclusion
-from ssl_heads.similarity.triton import forward, launch
+from ssl_heads.similarity.triton import forward, operands, reduce
 from tests.similarity.triton.interpreted.literal import Matrix, embeddings, exclusions, log_sum_exp, surrounded
 
 N, M = 70, 83
@@ -27,7 +27,7 @@ def matrix(pattern: str, dtype: torch.dtype = torch.float32, width: int = 37, bi
 
 
 def compute(s: Matrix, bound: float, columns: bool = True) -> tuple[Tensor, Tensor | None]:
-    return launch.pair_forward(
+    return reduce.pair_forward(
         s.query, s.key, s.exclusion, scale=s.scale, row_bias=s.row_bias, column_bias=s.column_bias,
         columns=columns, bound=bound,
     )  # fmt: skip
@@ -111,7 +111,7 @@ def test_one_set(n: int, bound: float) -> None:
     query = x * torch.rand(50)
     bias = surrounded(torch.randn(n))
     s = Matrix(query, x, 8.0, bias, bias, Exclusion.modulo(max(n // 2, 1)))
-    row = launch.self_forward(query, x, s.exclusion, scale=8.0, bias=bias, bound=bound)
+    row = reduce.self_forward(query, x, s.exclusion, scale=8.0, bias=bias, bound=bound)
     assert_same(row, log_sum_exp(s.leaves().logits(), 1))
 
 
@@ -119,20 +119,20 @@ def test_one_set(n: int, bound: float) -> None:
 def test_one_set_with_ids(bound: float) -> None:
     x, ids = embeddings(100, 128, torch.bfloat16), surrounded(torch.randint(0, 9, (100,)))
     exclusion = Exclusion(0, 50, ids, ids)
-    row = launch.self_forward(x, x, exclusion, scale=5.0, bound=bound)
+    row = reduce.self_forward(x, x, exclusion, scale=5.0, bound=bound)
     assert_same(row, log_sum_exp(Matrix(x, x, 5.0, None, None, exclusion).leaves().logits(), 1))
 
 
 @pytest.mark.parametrize("bound", [math.inf, 30.0])
 def test_column_partials_in_several_launches(bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "PARTIAL_BYTES", 4 * 150)
+    monkeypatch.setattr(operands, "PARTIAL_BYTES", 4 * 150)
     s = matrix("diagonal")
     row, column = compute(s, bound)
     assert_same(row, log_sum_exp(s.leaves().logits(), 1))
     assert_same(column, log_sum_exp(s.leaves().logits(), 0))
     x = embeddings(140, 37, torch.float32)
     one = Matrix(x, x, 14.0, None, None, Exclusion.modulo(70))
-    row = launch.self_forward(x, x, one.exclusion, scale=14.0, bound=bound)
+    row = reduce.self_forward(x, x, one.exclusion, scale=14.0, bound=bound)
     assert_same(row, log_sum_exp(one.leaves().logits(), 1))
 
 
@@ -140,7 +140,7 @@ def test_column_partials_in_several_launches(bound: float, monkeypatch: pytest.M
 def test_column_splits(bound: float) -> None:
     """Few rows and many columns, as with a queue: several programs share a row block."""
     query, key = embeddings(20, 37, torch.float32), embeddings(1000, 37, torch.float32)
-    assert launch.column_splits(1, 32, query.device) > 1
+    assert operands.column_splits(1, 32, query.device) > 1
     s = Matrix(query, key, 14.0, None, None, Exclusion.nothing())
     assert_same(compute(s, bound, columns=False)[0], log_sum_exp(s.leaves().logits(), 1))
 
@@ -149,14 +149,14 @@ def test_column_splits(bound: float) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_softplus(dtype: torch.dtype, bias: float) -> None:
     s = matrix("diagonal right", dtype)._replace(row_bias=torch.full((N,), bias))
-    total = launch.softplus_forward(s.query, s.key, s.exclusion, scale=s.scale, row_bias=s.row_bias)
+    total = reduce.softplus_forward(s.query, s.key, s.exclusion, scale=s.scale, row_bias=s.row_bias)
     expected = torch.nn.functional.softplus(s.leaves().logits(), threshold=1e4).sum(1)
     torch.testing.assert_close(total.double(), expected.detach(), rtol=3e-6, atol=0.0)
 
 
 def test_softplus_of_large_logits() -> None:
     s = matrix("short period")
-    total = launch.softplus_forward(s.query, s.key, s.exclusion, scale=400.0)
+    total = reduce.softplus_forward(s.query, s.key, s.exclusion, scale=400.0)
     expected = torch.nn.functional.softplus(s._replace(scale=400.0).leaves().logits(), threshold=1e4).sum(1)
     torch.testing.assert_close(total.double(), expected.detach(), rtol=3e-6, atol=0.0)
 
@@ -164,7 +164,7 @@ def test_softplus_of_large_logits() -> None:
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
 def test_empty(shape: tuple[int, int]) -> None:
     query, key = torch.randn(shape[0], 8), torch.randn(shape[1], 8)
-    row, column = launch.pair_forward(query, key, Exclusion.nothing(), columns=True)
+    row, column = reduce.pair_forward(query, key, Exclusion.nothing(), columns=True)
     assert row.tolist() == [-math.inf] * shape[0]
     assert column is not None
     assert column.tolist() == [-math.inf] * shape[1]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssl_heads.similarity.exclusion import Exclusion
-from ssl_heads.similarity.triton import gradient, launch
+from ssl_heads.similarity.triton import differentiate, gradient, operands, reduce
 from tests.checks import assert_gradient_close
 from tests.similarity.triton.interpreted.literal import (
     TOLERANCE,
@@ -24,7 +24,7 @@ from tests.similarity.triton.interpreted.literal import (
 N, M = 70, 83
 REGISTERS, PANELS = 37, 300
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-ALL = launch.Needs(True, True, True, True)
+ALL = differentiate.Needs(True, True, True, True)
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), pytest.mark.filterwarnings("ignore:divide by zero")]
 
 
@@ -37,13 +37,13 @@ def matrix(pattern: str, dtype: torch.dtype = torch.float32, width: int = REGIST
 
 
 def backward(
-    s: Matrix, g: Tensor | None, h: Tensor | None, bound: float, needs: launch.Needs = ALL
-) -> launch.Gradients:
-    arguments: dict[str, Any] = dict(scale=s.scale, row_bias=s.row_bias, column_bias=s.column_bias, bound=bound)
-    row, column = launch.pair_forward(s.query, s.key, s.exclusion, columns=True, **arguments)
+    s: Matrix, g: Tensor | None, h: Tensor | None, bound: float, needs: differentiate.Needs = ALL
+) -> differentiate.Gradients:
+    arguments: dict[str, Any] = {"scale": s.scale, "row_bias": s.row_bias, "column_bias": s.column_bias, "bound": bound}
+    row, column = reduce.pair_forward(s.query, s.key, s.exclusion, columns=True, **arguments)
     assert column is not None
     row, column = surrounded(row), surrounded(column)
-    return launch.pair_backward(
+    return differentiate.pair_backward(
         s.query, s.key, s.exclusion, row if g is not None else None, g, column if h is not None else None, h,
         needs=needs, **arguments,
     )  # fmt: skip
@@ -66,7 +66,7 @@ def gradients_of(value: Tensor, leaves: Matrix) -> Matrix:
     return Matrix(*(None if x is None else x.grad for x in leaves[:-1]), leaves.exclusion)  # type: ignore[arg-type]
 
 
-def assert_right(actual: launch.Gradients, expected: Matrix, dtype: torch.dtype) -> None:
+def assert_right(actual: differentiate.Gradients, expected: Matrix, dtype: torch.dtype) -> None:
     """By relative norm; embeddings get their gradient in their own dtype, everything else in fp32."""
     for name in ("query", "key"):
         assert getattr(actual, name).dtype == dtype
@@ -81,7 +81,7 @@ def assert_right(actual: launch.Gradients, expected: Matrix, dtype: torch.dtype)
 
 
 def upstream(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Of both signs; of the size of a mean over a large batch, or where the result is float16, as a scaled loss has it."""
+    """Of both signs, as small as in a mean over a large batch; for float16 as large as in a scaled loss."""
     size = 1.0 if dtype == torch.float16 else 1e-6
     return surrounded(size * torch.randn(N)), surrounded(size * torch.randn(M))
 
@@ -115,15 +115,15 @@ def test_only_what_is_needed(width: int) -> None:
     """A queue of keys gets no gradient; biases and scale alone cost no gradient of the other side."""
     s, (g, _) = matrix("nothing", width=width), upstream()
     expected = reference(s, g, None)
-    found = backward(s, g, None, math.inf, launch.Needs(query=True, key=False))
+    found = backward(s, g, None, math.inf, differentiate.Needs(query=True, key=False))
     assert found.key is None
     assert_gradient_close(found.query, expected.query, 1e-5)
     assert_gradient_close(found.scale, expected.scale.reshape(1), 1e-5)  # type: ignore[attr-defined]
-    found = backward(s, g, None, math.inf, launch.Needs(query=False, key=True))
+    found = backward(s, g, None, math.inf, differentiate.Needs(query=False, key=True))
     assert found.query is None
     assert_gradient_close(found.key, expected.key, 1e-5)
     assert_gradient_close(found.scale, expected.scale.reshape(1), 1e-5)  # type: ignore[attr-defined]
-    found = backward(s, g, None, math.inf, launch.Needs(False, False, False, True))
+    found = backward(s, g, None, math.inf, differentiate.Needs(False, False, False, True))
     assert_gradient_close(found.column_bias, expected.column_bias, 1e-5)
 
 
@@ -167,9 +167,9 @@ def test_one_set(dtype: torch.dtype, width: int, bound: float) -> None:
     bias, g = surrounded(torch.randn(n)), surrounded(torch.randn(n))
     exclusion = Exclusion.modulo(47)
     symmetric = query.double() @ x.double().T
-    arguments: dict[str, Any] = dict(scale=8.0, bias=bias, bound=bound)
-    row = launch.self_forward(query, x, exclusion, **arguments)
-    found = launch.self_backward(query, x, exclusion, surrounded(row), g, needs_bias=True, **arguments)
+    arguments: dict[str, Any] = {"scale": 8.0, "bias": bias, "bound": bound}
+    row = reduce.self_forward(query, x, exclusion, **arguments)
+    found = differentiate.self_backward(query, x, exclusion, surrounded(row), g, needs_bias=True, **arguments)
 
     s = Matrix(query, x, 8.0, bias, bias, exclusion).leaves()
     expected = gradients_of((g.double() * log_sum_exp(s.logits(), 1)).sum(), s)
@@ -189,8 +189,8 @@ def test_one_set(dtype: torch.dtype, width: int, bound: float) -> None:
 def test_softplus(dtype: torch.dtype, width: int) -> None:
     s, (g, _) = matrix("diagonal right", dtype, width), upstream(dtype)
     s = s._replace(row_bias=torch.full((N,), -10.0), column_bias=None)
-    found = launch.softplus_backward(
-        s.query, s.key, s.exclusion, g, scale=s.scale, row_bias=s.row_bias, needs=launch.Needs(row_bias=True)
+    found = differentiate.softplus_backward(
+        s.query, s.key, s.exclusion, g, scale=s.scale, row_bias=s.row_bias, needs=differentiate.Needs(row_bias=True)
     )
     leaves = s.leaves()
     value = torch.nn.functional.softplus(leaves.logits(), threshold=1e4).sum(1)
@@ -199,8 +199,8 @@ def test_softplus(dtype: torch.dtype, width: int) -> None:
 
 @pytest.mark.parametrize("width", [REGISTERS, PANELS])
 def test_several_panels_and_splits(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "PANEL_BYTES", 32 * 48 * 4)
-    monkeypatch.setattr(launch, "PANEL_COLUMNS", 48)
+    monkeypatch.setattr(differentiate, "PANEL_BYTES", 32 * 48 * 4)
+    monkeypatch.setattr(differentiate, "PANEL_COLUMNS", 48)
     query, key = embeddings(N, width, torch.float32), embeddings(210, width, torch.float32)
     s = Matrix(query, key, 14.0, torch.randn(N), torch.randn(210), Exclusion.diagonal(N, 210, 60))
     g, h = torch.randn(N), torch.randn(210)
@@ -216,12 +216,12 @@ def test_small_weights_survive_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = reference(s, g, None)
 
     def check() -> None:
-        found = backward(s, g, None, math.inf, launch.Needs(key=False))
+        found = backward(s, g, None, math.inf, differentiate.Needs(key=False))
         assert found.query is not None
         assert_gradient_close(found.query[7:8], expected.query[7:8], 1e-3)
 
     check()
-    monkeypatch.setitem(launch.WEIGHT_SCALE, torch.float16, 1.0)
+    monkeypatch.setitem(differentiate.WEIGHT_SCALE, torch.float16, 1.0)
     with pytest.raises(AssertionError):
         check()
 
@@ -237,7 +237,7 @@ def test_two_runs_are_bitwise_equal() -> None:
 def test_empty(shape: tuple[int, int]) -> None:
     query, key = torch.randn(shape[0], 8), torch.randn(shape[1], 8)
     lse, g = torch.full((shape[0],), -math.inf), torch.ones(shape[0])
-    found = launch.pair_backward(query, key, Exclusion.nothing(), lse, g)
+    found = differentiate.pair_backward(query, key, Exclusion.nothing(), lse, g)
     assert found.query is not None
     assert found.key is not None
     assert found.query.shape == query.shape
@@ -284,9 +284,9 @@ def test_a_missing_mask_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_pattern_that_is_not_transposed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient of the keys runs on S^T: its diagonal lies on the other side."""
-    transposed = launch.Operands.transposed
+    transposed = operands.Operands.transposed
     monkeypatch.setattr(
-        launch.Operands, "transposed", lambda self: transposed(self)._replace(exclusion=self.exclusion)
+        operands.Operands, "transposed", lambda self: transposed(self)._replace(exclusion=self.exclusion)
     )
     with pytest.raises(AssertionError):
         test_both_sides("diagonal right", math.inf)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl_heads.functional.activation import rep_relu
 from ssl_heads.functional.gate import bernoulli_kl, soft_gate, straight_through_gate
 from ssl_heads.functional.normalize import safe_normalize
-from ssl_heads.similarity.triton import rowwise
+from ssl_heads.similarity.triton import prologue as kernels
 from ssl_heads.similarity.triton.rowwise import Settings, epilogue, prologue
 from tests.checks import assert_gradient_close, relative_error
 
@@ -31,7 +31,9 @@ def uniform_noise(n: int, d: int) -> Tensor:
     return rows.key[:, :d]
 
 
-def reference(z: Tensor, a: Tensor | None, s: Tensor | None, settings: Settings) -> tuple[Tensor, Tensor, Tensor | None]:
+def reference(
+    z: Tensor, a: Tensor | None, s: Tensor | None, settings: Settings
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Key, query and divergence by rows, in float64."""
     f = {"none": lambda x: x, "relu": torch.relu, "rep_relu": rep_relu}[settings.activation](z)
     kl = None
@@ -80,7 +82,7 @@ def test_forward_and_backward(case: tuple[Any, ...], dtype: torch.dtype, normali
     eps = 1e-4 if dtype == torch.float16 else 1e-6
     settings = Settings(activation, gate, normalize, temperature=0.7, threshold=0.4, prior=prior, eps=eps)
     z, a, s = inputs(dtype, gate, with_importance)
-    given: dict[str, Any] = dict(gate_logits=a, importance=s, seed=SEED)
+    given: dict[str, Any] = {"gate_logits": a, "importance": s, "seed": SEED}
     rows = prologue(z, settings, **given)
 
     leaves = [None if x is None else x.double().requires_grad_() for x in (z, a, s)]
@@ -156,12 +158,12 @@ def test_widths(width: int) -> None:
 
 
 def test_a_wrong_slope_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    original, kl_original = rowwise.open_gate, rowwise.divergence
-    monkeypatch.setattr(rowwise, "open_gate", lambda *a: (original(*a)[0], original(*a)[1] * 1.01))
+    original, kl_original = kernels.open_gate, kernels.divergence
+    monkeypatch.setattr(kernels, "open_gate", lambda *a: (original(*a)[0], original(*a)[1] * 1.01))
     with pytest.raises(AssertionError):
         test_forward_and_backward(CASES[3], torch.float32, True)
-    monkeypatch.setattr(rowwise, "open_gate", original)
-    monkeypatch.setattr(rowwise, "divergence", lambda *a: (kl_original(*a)[0], -kl_original(*a)[1]))
+    monkeypatch.setattr(kernels, "open_gate", original)
+    monkeypatch.setattr(kernels, "divergence", lambda *a: (kl_original(*a)[0], -kl_original(*a)[1]))
     with pytest.raises(AssertionError):
         test_forward_and_backward(CASES[3], torch.float32, True)
 

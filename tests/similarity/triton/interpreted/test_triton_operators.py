@@ -1,0 +1,146 @@
+"""The operators: gradients through autograd, what torch.library checks, autocast, torch.compile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssl_heads.similarity.exclusion import Exclusion
+from ssl_heads.similarity.triton import operators
+from tests.checks import assert_gradient_close
+from tests.similarity.triton.interpreted.literal import left_out, log_sum_exp
+
+N, M, D = 40, 50, 24
+
+
+def leaves(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [(torch.randn(shape) / shape[-1] ** 0.5).to(dtype).requires_grad_() for shape in shapes]
+
+
+def scalar(value: float) -> Tensor:
+    return torch.tensor(value, requires_grad=True)
+
+
+def pairs(query: Tensor, key: Tensor, scale: Tensor) -> Tensor:
+    row, column = operators.log_sum_exp(
+        query, key, scale, exclusion=Exclusion.diagonal(N, M, 3), columns=True, bound=50.0
+    )
+    assert column is not None
+    return (row * torch.linspace(-1, 1, N)).sum() + column.square().sum()
+
+
+def pairs_literal(query: Tensor, key: Tensor, scale: Tensor) -> Tensor:
+    logits = (scale * query @ key.T).masked_fill(left_out(Exclusion.diagonal(N, M, 3), N, M), -math.inf)
+    return (log_sum_exp(logits, 1) * torch.linspace(-1, 1, N)).sum() + log_sum_exp(logits, 0).square().sum()
+
+
+def rows(query: Tensor, key: Tensor, scale: Tensor) -> Tensor:
+    return operators.log_sum_exp(query, key.detach(), scale)[0].square().sum()
+
+
+def rows_literal(query: Tensor, key: Tensor, scale: Tensor) -> Tensor:
+    return (scale * query @ key.detach().T).logsumexp(1).square().sum()
+
+
+def one_set(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    return operators.self_log_sum_exp(x, scale, weight=weight, exclusion=Exclusion.modulo(N // 2)).square().sum()
+
+
+def one_set_literal(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    logits = (scale * (x * weight) @ x.T).masked_fill(left_out(Exclusion.modulo(N // 2), N, N), -math.inf)
+    return logits.logsumexp(1).square().sum()
+
+
+def elementwise(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    return operators.softplus_sum(query, key, scale, bias, exclusion=Exclusion.diagonal(N, M))
+
+
+def elementwise_literal(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    logits = (scale * query @ key.T + bias).masked_fill(left_out(Exclusion.diagonal(N, M), N, M), -math.inf)
+    return torch.nn.functional.softplus(logits).sum()
+
+
+CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[], list[Tensor]]]] = {
+    "pairs": (pairs, pairs_literal, lambda: [*leaves((N, D), (M, D)), scalar(10.0)]),
+    "rows": (rows, rows_literal, lambda: [*leaves((N, D), (M, D)), scalar(10.0)]),
+    "one set": (one_set, one_set_literal, lambda: [*leaves((N, D)), torch.rand(D, requires_grad=True), scalar(5.0)]),
+    "elementwise": (elementwise, elementwise_literal, lambda: [*leaves((N, D), (M, D)), scalar(10.0), scalar(-3.0)]),
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_value_and_gradients(name: str) -> None:
+    function, literal, make = CASES[name]
+    inputs = make()
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    value, expected = function(*inputs), literal(*exact)
+    torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=0.0)
+    value.backward()
+    expected.backward()
+    for x, y in zip(inputs, exact, strict=True):
+        if y.grad is None:
+            assert x.grad is None
+        else:
+            assert_gradient_close(x.grad, y.grad, 1e-5)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_compiles_as_one_graph(name: str) -> None:
+    function, _, make = CASES[name]
+    inputs = make()
+    function(*inputs).backward()
+    eager = [x.grad for x in inputs]
+    for x in inputs:
+        x.grad = None
+    torch.compile(function, backend="aot_eager", fullgraph=True)(*inputs).backward()
+    for x, gradient in zip(inputs, eager, strict=True):
+        assert (x.grad is None) == (gradient is None)
+        if gradient is not None:
+            torch.testing.assert_close(x.grad, gradient, rtol=1e-6, atol=1e-7)
+
+
+def test_operators_keep_their_promises() -> None:
+    query, key = leaves((N, D), (M, D))
+    scale, ids = torch.tensor([10.0], requires_grad=True), torch.randint(0, 5, (N,))
+    torch.library.opcheck(
+        operators.pair_lse, (query, key, scale, 0, 0, ids, torch.randint(0, 5, (M,)), False, True, math.inf)
+    )
+    torch.library.opcheck(operators.self_lse, (query, torch.rand(D), scale, 0, 20, ids, False, math.inf))
+    bias = torch.tensor([-1.0], requires_grad=True)
+    torch.library.opcheck(operators.softplus_rows, (query, key, scale, bias, 2, 1000, None, None, False))
+
+
+def test_autocast_computes_in_half() -> None:
+    query, key = leaves((N, D), (M, D))
+    with torch.autocast("cpu", torch.bfloat16):
+        row, _ = operators.log_sum_exp(query, key, 10.0)
+    assert row.dtype == torch.float32
+    exact = (10.0 * query.bfloat16().double() @ key.bfloat16().double().T).logsumexp(1)
+    torch.testing.assert_close(row.double(), exact, rtol=2e-6, atol=1e-6)
+    row.sum().backward()
+    assert query.grad is not None
+    assert query.grad.dtype == torch.float32
+
+
+def test_a_second_derivative_says_what_to_do() -> None:
+    query, key = leaves((N, D), (M, D))
+    (gradient,) = torch.autograd.grad(operators.log_sum_exp(query, key)[0].sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError, match='impl="dense"'):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "message"),
+    [
+        (torch.zeros(3, 4), torch.zeros(3, 5), r"\(3, 4\) and \(3, 5\)"),
+        (torch.zeros(3, 4, 2), torch.zeros(3, 4), "share d"),
+        (torch.zeros(3, 4, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64), "float64"),
+    ],
+)
+def test_mistakes(query: Tensor, key: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        operators.log_sum_exp(query, key)

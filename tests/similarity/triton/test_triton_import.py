@@ -1,0 +1,66 @@
+"""Outside of the interpreter: nothing imports Triton before it is needed, and a CPU tensor is refused with advice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssl_heads.similarity.triton.configurations import SHARED_MEMORY, TABLE, WIDE, WIDTHS
+
+
+def run(code: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[3])
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_importing_the_package_does_not_import_triton() -> None:
+    modules = "ssl_heads, ssl_heads.similarity, ssl_heads.similarity.triton, ssl_heads.similarity.triton.configurations"
+    assert run(f"import sys, {modules}; print('triton' in sys.modules)") == "False\n"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "operators.log_sum_exp(x, x)",
+        "operators.self_log_sum_exp(x)",
+        "operators.softplus_sum(x, x, 1.0, 0.0)",
+        "rowwise.prologue(x)",
+    ],
+)
+def test_a_cpu_tensor_is_refused(call: str) -> None:
+    pytest.importorskip("triton")
+    code = f"""
+import torch
+from ssl_heads.similarity.triton import operators, rowwise
+x = torch.zeros(4, 8)
+try:
+    {call}
+except ValueError as error:
+    print(error)
+"""
+    message = run(code)
+    assert "cpu" in message
+    assert 'impl="tiled"' in message
+
+
+def test_the_table_is_complete() -> None:
+    for architecture in SHARED_MEMORY:
+        for precision in ("half", "float"):
+            for width in (*WIDTHS, WIDE):
+                tile = TABLE[architecture, "forward", precision, width]
+                assert tile.rows == tile.columns, "the one-set schedule swaps rows and columns"
+                padded = width or 64
+                assert padded % tile.features == 0
+            assert (architecture, "panel", precision, WIDE) in TABLE
+        assert (architecture, "gradient", "half", 128) in TABLE
+        assert (architecture, "gradient", "half", WIDE) not in TABLE
+    for (_, kernel, _, width), tile in TABLE.items():
+        if kernel == "gradient":
+            assert tile.features == width, "a gradient in registers takes the whole width in one step"
