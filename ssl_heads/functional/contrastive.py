@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from einops import repeat
+from einops import rearrange, repeat
 from torch import Tensor
 
 from ssl_heads import _check, distributed, similarity
@@ -117,7 +117,7 @@ def nt_xent_of_rows(
         pairs = Pairs(shard, None if ids is None else shard.gathered(ids))
         log_sum, _ = distributed.log_sum_exp(query, u, scale, pairs, bound=bound, impl=impl)
     positive = row_dots(query[: shard.rows], u[shard.rows :]) * scale
-    return shard.mean(against_negatives(log_sum, repeat(positive, "n -> (views n)", views=2)))
+    return shard.mean(against_negatives(rearrange(log_sum, "(views n) -> views n", views=2), positive))
 
 
 def info_nce(

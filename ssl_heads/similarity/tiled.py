@@ -10,6 +10,7 @@ asks the same question of the saved log-sum-exp, so both passes are exact by con
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ssl_heads.similarity.exclusion import Exclusion
+from ssl_heads.similarity.product import accumulate, inner
 
 # The side of the largest square tile, by bytes an element: it stays in cache beside its operands. And the smallest, on
 # which a matrix product still runs near its full rate. See docs/performance.md.
@@ -61,22 +63,6 @@ def upper_triangle(count: int, side: int) -> Iterator[tuple[slice, slice]]:
     for i in blocks(count, side):
         for start in range(i.start, count, side):
             yield i, slice(start, min(start + side, count))
-
-
-class Workspace:
-    """One buffer that all tiles of a pass share."""
-
-    def __init__(self, like: Tensor, shape: tuple[int, int]) -> None:
-        self.buffer = like.new_empty(shape[0] * shape[1])
-
-    def tile(self, rows: slice, columns: slice) -> Tensor:
-        """An uninitialised matrix for the pairs ``rows x columns``."""
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        return self.buffer[: height * width].view(height, width)
-
-    def product(self, query: Tensor, key: Tensor, rows: slice, columns: slice) -> Tensor:
-        """The logits of one tile."""
-        return torch.mm(query[rows], key[columns].t(), out=self.tile(rows, columns))
 
 
 # ---------------------------------------------------------------------------------------------------- the common shift
@@ -132,21 +118,17 @@ def pair_forward(
 def _pair_sums(query: Tensor, key: Tensor, exclusion: Exclusion, columns: bool, shift: float) -> tuple[Tensor, Tensor]:
     n, m = query.shape[0], key.shape[0]
     row, column = query.new_zeros(n), query.new_zeros(m if columns else 0)
-    shape = tile_shape(n, m, query.dtype)
-    work = Workspace(query, shape)
-    for i, j in tiles(n, m, shape):
-        e = exponentials(work, query, key, i, j, shift, exclusion)
+    for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
+        e = exponentials(query, key, i, j, shift, exclusion)
         row[i] += e.sum(1)
         if columns:
             column[j] += e.sum(0)
     return row.log_().add_(shift), column.log_().add_(shift)
 
 
-def exponentials(
-    work: Workspace, query: Tensor, key: Tensor, i: slice, j: slice, shift: float, exclusion: Exclusion
-) -> Tensor:
+def exponentials(query: Tensor, key: Tensor, i: slice, j: slice, shift: float, exclusion: Exclusion) -> Tensor:
     """``exp(S_ij - c)`` of one tile, zero where a pair is left out."""
-    s = work.product(query, key, i, j)
+    s = inner(query[i], key[j])
     if shift:
         s.sub_(shift)
     return exclusion.fill_(s.exp_(), i, j, 0.0)
@@ -155,10 +137,8 @@ def exponentials(
 def _pair_online(query: Tensor, key: Tensor, exclusion: Exclusion, columns: bool) -> tuple[Tensor, Tensor]:
     n, m = query.shape[0], key.shape[0]
     row, column = query.new_full((n,), -torch.inf), query.new_full((m if columns else 0,), -torch.inf)
-    shape = tile_shape(n, m, query.dtype)
-    work = Workspace(query, shape)
-    for i, j in tiles(n, m, shape):
-        s = exclusion.fill_(work.product(query, key, i, j), i, j, -torch.inf)
+    for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
+        s = exclusion.fill_(inner(query[i], key[j]), i, j, -torch.inf)
         row[i] = torch.logaddexp(row[i], s.logsumexp(1))
         if columns:
             column[j] = torch.logaddexp(column[j], s.logsumexp(0))
@@ -190,14 +170,12 @@ def pair_backward(
     weights = PairWeights(LogSum(row, row_gradient), by_column, exclusion, bound, max(n, m))
     query_gradient = torch.zeros_like(query) if needs_query else query.new_empty(0)
     key_gradient = torch.zeros_like(key) if needs_key else key.new_empty(0)
-    shape = tile_shape(n, m, query.dtype)
-    work = Workspace(query, shape)
-    for i, j in tiles(n, m, shape):
-        w = weights(work, query, key, i, j)
+    for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
+        w = weights(query, key, i, j)
         if needs_query:
-            query_gradient[i].addmm_(w, key[j])
+            accumulate(query_gradient[i], w, key[j])
         if needs_key:
-            key_gradient[j].addmm_(w.t(), query[i])
+            accumulate(key_gradient[j], w.t(), query[i])
     return query_gradient.mul_(weights.unit), key_gradient.mul_(weights.unit)
 
 
@@ -210,7 +188,7 @@ class PairWeights:
 
     def __init__(self, row: LogSum, column: LogSum | None, exclusion: Exclusion, bound: float, count: int) -> None:
         parts = [row] if column is None or column is row else [row, column]
-        self.unit = torch.stack([part.gradient.abs().max() for part in parts]).max().clamp_min(TINY)
+        self.unit = functools.reduce(torch.maximum, [part.gradient.abs().max() for part in parts]).clamp_min(TINY)
         self.exclusion = exclusion
         self.shift = common_shift(bound, count, row.value.dtype) if math.isfinite(bound) else 0.0
         self.one_exponential = all(is_exact(part.value, self.shift, bound, count) for part in parts)
@@ -229,11 +207,11 @@ class PairWeights:
         rows = self.row.gradient[i, None]
         return rows if self.column is None else rows + self.column.gradient[j]
 
-    def __call__(self, work: Workspace, query: Tensor, key: Tensor, i: slice, j: slice) -> Tensor:
-        """The weights of one tile, in the buffer of the workspace."""
+    def __call__(self, query: Tensor, key: Tensor, i: slice, j: slice) -> Tensor:
+        """The weights of one tile."""
         if self.one_exponential:
-            return exponentials(work, query, key, i, j, self.shift, self.exclusion).mul_(self.sums(i, j))
-        s = self.exclusion.fill_(work.product(query, key, i, j), i, j, -torch.inf)
+            return exponentials(query, key, i, j, self.shift, self.exclusion).mul_(self.sums(i, j))
+        s = self.exclusion.fill_(inner(query[i], key[j]), i, j, -torch.inf)
         by_column = None
         if self.column is not None:
             by_column = torch.exp(s - self.column.value[j]).mul_(self.column.gradient[j])
@@ -251,20 +229,18 @@ def self_forward(x: Tensor, weight: Tensor, exclusion: Exclusion, bound: float) 
     """
     n = x.shape[0]
     query = x * weight
-    side = tile_side(n, x.dtype)
-    work = Workspace(x, (side, side))
-    kept = work.buffer.view(side, side) if kept_shape(n, x.dtype) == (n, n) else x.new_empty(0)
+    kept = x.new_empty(kept_shape(n, x.dtype))
     if math.isfinite(bound):
         shift = common_shift(bound, n, x.dtype)
         row = x.new_zeros(n)
-        for i, j in upper_triangle(n, side):
-            e = exponentials(work, query, x, i, j, shift, exclusion)
+        for i, j in upper_triangle(n, tile_side(n, x.dtype)):
+            e = exponentials(query, x, i, j, shift, exclusion)
             row[i] += e.sum(1)
             if i != j:
                 row[j] += e.sum(0)
         row.log_().add_(shift)
         if is_exact(row, shift, bound, n):
-            return row, kept
+            return row, e if kept.numel() > 0 else kept
     return _pair_online(query, x, exclusion, columns=False)[0], kept
 
 
@@ -279,13 +255,11 @@ def self_backward(
         return (weights.sums(slice(n), slice(n)).mul_(kept) @ x).mul_(weights.unit)
     query = x * weight
     product = torch.zeros_like(x)
-    side = tile_side(n, x.dtype)
-    work = Workspace(x, (side, side))
-    for i, j in upper_triangle(n, side):
-        a = weights(work, query, x, i, j)
-        product[i].addmm_(a, x[j])
+    for i, j in upper_triangle(n, tile_side(n, x.dtype)):
+        a = weights(query, x, i, j)
+        accumulate(product[i], a, x[j])
         if i != j:
-            product[j].addmm_(a.t(), x[i])
+            accumulate(product[j], a.t(), x[i])
     return product.mul_(weights.unit)
 
 
@@ -298,12 +272,10 @@ def attend(query: Tensor, key: Tensor, exclusion: Exclusion, bound: float) -> tu
     if math.isfinite(bound):
         shift = common_shift(bound, m, query.dtype)
         row, mean_key = query.new_zeros(n), torch.zeros_like(query)
-        shape = tile_shape(n, m, query.dtype)
-        work = Workspace(query, shape)
-        for i, j in tiles(n, m, shape):
-            e = exponentials(work, query, key, i, j, shift, exclusion)
+        for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
+            e = exponentials(query, key, i, j, shift, exclusion)
             row[i] += e.sum(1)
-            mean_key[i].addmm_(e, key[j])
+            accumulate(mean_key[i], e, key[j])
         row.log_().add_(shift)
         if is_exact(row, shift, bound, m):
             return row, mean_key.mul_(torch.exp(shift - without_infinity(row))[:, None])
@@ -326,14 +298,12 @@ def softplus_sum(
     total, bias_gradient = bias.new_zeros(()), bias.new_zeros(())
     query_gradient = torch.zeros_like(query) if needs_gradient else query.new_empty(0)
     key_gradient = torch.zeros_like(key) if needs_gradient else key.new_empty(0)
-    shape = tile_shape(n, m, query.dtype)
-    work = Workspace(query, shape)
-    for i, j in tiles(n, m, shape):
-        s = exclusion.fill_(work.product(query, key, i, j).add_(bias), i, j, -torch.inf)
+    for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
+        s = exclusion.fill_(inner(query[i], key[j]).add_(bias), i, j, -torch.inf)
         total += torch.nn.functional.softplus(s, threshold=40).sum()
         if needs_gradient:
             p = s.sigmoid_()
             bias_gradient += p.sum()
-            query_gradient[i].addmm_(p, key[j])
-            key_gradient[j].addmm_(p.t(), query[i])
+            accumulate(query_gradient[i], p, key[j])
+            accumulate(key_gradient[j], p.t(), query[i])
     return total, query_gradient, key_gradient, bias_gradient
