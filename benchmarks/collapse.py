@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 from probes import few_labels, linear_probe
-from records import Records, parser, run_missing
+from records import Records, parser, picture_path, publish, run_missing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -128,9 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser(__doc__, "collapse", SEEDS).parse_args(argv)
     torch.set_num_threads(1)  # the matrices are small
     records = run_missing(args, grid(args.seeds), run)
-    print(table(records))
-    args.pictures.mkdir(parents=True, exist_ok=True)
-    picture(records, args.pictures / "collapse.png")
+    publish(args.docs, "collapse", table(records))
+    picture(records, picture_path(args.docs, "collapse"))
 
 
 if __name__ == "__main__":

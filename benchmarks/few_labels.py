@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 from probes import UNLABELLED, few_labels, linear_probe
-from records import Records, mean_and_spread, parser, run_missing
+from records import Records, mean_and_spread, parser, picture_path, publish, run_missing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -220,9 +220,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     data = None if args.list or args.draw else fashion_mnist(args.root, args.download)
     records = run_missing(args, grid(args.seeds), lambda cell: run(cell, data))
-    print(table(records))
-    args.pictures.mkdir(parents=True, exist_ok=True)
-    picture(records, args.pictures / "few-labels.png")
+    publish(args.docs, "few-labels", table(records))
+    picture(records, picture_path(args.docs, "few-labels"))
 
 
 if __name__ == "__main__":

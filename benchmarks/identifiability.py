@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 from latents import FACTORS, SETTINGS, Setting, laplace_box, mixing, render
-from records import Records, mean_and_spread, parser, run_missing
+from records import Records, mean_and_spread, parser, picture_path, publish, run_missing
 from torch import Tensor, nn
 
 from ssl_heads import DeltaContrast, LpPower, MLPCorrection, ScalarCorrection, metrics
@@ -152,16 +152,16 @@ def run(cell: Cell) -> dict[str, object]:
 
 
 # ------------------------------------------------------------------------------------------------- tables and pictures
-def table(records: Records) -> str:
+def table(records: Records, metric: str) -> str:
+    """A row a setting and correction, a column a loss: mean over seeds (lowest to highest)."""
     lines = ["| setting | corrections | " + " | ".join(KINDS) + " |", "| --- " * (2 + len(KINDS)) + "|"]
     for setting in (*SETTINGS, SCENES):
         for corrections in CORRECTIONS:
             cells = []
             for kind in KINDS:
-                where = {"setting": setting, "kind": kind, "corrections": corrections}
-                mcc, r2 = (mean_and_spread(records.numbers(name, **where), 1) for name in ("mcc", "r2"))
-                cells.append("-" if mcc == "-" else f"{mcc}; {r2}")
-            if any(cell != "-" for cell in cells):
+                values = records.numbers(metric, setting=setting, kind=kind, corrections=corrections)
+                cells.append(mean_and_spread(values, 1))
+            if set(cells) != {"-"}:
                 lines.append(f"| {setting} | {corrections} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -186,6 +186,7 @@ def picture(records: Records, path: Path) -> None:
                 ax.plot([x] * len(r2), r2, "_", color=colours[corrections], markersize=9, alpha=0.85)
         ax.set_title(setting, fontsize=10)
         ax.set_xticks(range(len(KINDS)), KINDS, fontsize=8, rotation=30)
+        ax.set_xlim(-0.6, len(KINDS) - 0.4)
         ax.set_ylim(50, 101)
         ax.axhline(99, color="black", linewidth=0.5, linestyle=":")
         ax.spines[["top", "right"]].set_visible(False)
@@ -220,10 +221,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser(__doc__, "identifiability", SEEDS).parse_args(argv)
     torch.set_num_threads(1)  # the matrices are small
     records = run_missing(args, grid(args.seeds), run)
-    print(table(records))
-    args.pictures.mkdir(parents=True, exist_ok=True)
-    picture(records, args.pictures / "identifiability.png")
-    picture_of_scenes(args.pictures / "scenes.png")
+    publish(args.docs, "mcc", table(records, "mcc"))
+    publish(args.docs, "r2", table(records, "r2"))
+    picture(records, picture_path(args.docs, "identifiability"))
+    picture_of_scenes(picture_path(args.docs, "scenes"))
 
 
 if __name__ == "__main__":

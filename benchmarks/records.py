@@ -67,7 +67,7 @@ def parser(description: str | None, name: str, seeds: Sequence[int]) -> argparse
     made.add_argument("--only", nargs="+", default=["*"], help="patterns of cells, as --list names them")
     made.add_argument("--seeds", nargs="+", type=int, default=list(seeds))
     made.add_argument("--records", type=Path, default=HERE / "records" / f"{name}.csv")
-    made.add_argument("--pictures", type=Path, default=HERE.parent / "docs" / "images", help="the folder to draw to")
+    made.add_argument("--docs", type=Path, default=HERE.parent / "docs", help="where pictures and tables go")
     made.add_argument("--list", action="store_true", help="print the cells and which are done, and stop")
     made.add_argument("--draw", action="store_true", help="print and draw what is recorded, and stop")
     return made
@@ -94,3 +94,21 @@ def run_missing(args: argparse.Namespace, cells: Iterable[Cell], run: Callable[[
         shown = ", ".join(f"{name} {value}" for name, value in result.items())
         print(f"[{number + 1}/{len(missing)}] {label(cell)}: {shown}", flush=True)
     return records
+
+
+def picture_path(docs: Path, name: str) -> Path:
+    """Where a picture goes; its folder exists afterwards."""
+    path = docs / "images" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def publish(docs: Path, name: str, text: str) -> None:
+    """Print a table, and put it into the page between its two marks."""
+    print(text)
+    page = docs / "identifiability.md"
+    if page.exists():
+        before, _, rest = page.read_text().partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        if end:
+            page.write_text(f"{before}<!-- {name} -->\n{text}\n{end}{after}")
