@@ -335,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_csv(HERE / "records" / "ddp_parity.csv", rows)
         into_page("parity", parity_table(rows))
     if args.only != "parity":
-        rows = memory((1, 2, 4), 2048, 256, ("all", "ring"))
+        rows = memory((2, 4, 8), 1024, 256, ("all", "ring"))
         write_csv(HERE / "records" / "ddp_memory.csv", rows)
         into_page("memory", memory_table(rows))
 

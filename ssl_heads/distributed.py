@@ -457,15 +457,15 @@ def travelling(shard: Shard, *tensors: Tensor) -> Iterator[tuple[int, list[Tenso
 class Homeward:
     """A sum over ranks for every block: it follows its block, each rank adds its part, and the last brings it home."""
 
-    def __init__(self, shard: Shard, add: Callable[[Tensor, Tensor], Tensor] = torch.add) -> None:
-        self.shard, self.add, self.shift = shard, add, None
-
-    shift: Shift | None
+    def __init__(self, shard: Shard, add_: Callable[[Tensor, Tensor], Tensor] = Tensor.add_) -> None:
+        self.shard, self.add_ = shard, add_
+        self.shift: Shift | None = None
 
     def put(self, source: int, part: Tensor) -> None:
         """Add this rank's part to the sum that belongs to the block of ``source``, and send it on."""
         if self.shift is not None:
-            part = self.add(self.shift.wait()[0], part)
+            part = self.add_(self.shift.wait()[0], part)
+            self.shift = None  # what has left may be freed before the next buffer is made
         shapes = _shapes_at(self.shard, [part], source, (source - 1) % self.shard.world)
         self.shift = Shift(self.shard, [part], shapes, SUMS)
 
@@ -473,6 +473,11 @@ class Homeward:
         """The sum that belongs to the own block."""
         assert self.shift is not None
         return self.shift.wait()[0]
+
+
+def logaddexp_(a: Tensor, b: Tensor) -> Tensor:
+    """``log(e^a + e^b)`` in the place of ``a``."""
+    return torch.logaddexp(a, b, out=a)
 
 
 class _RingLogSumExp(torch.autograd.Function):
@@ -483,11 +488,11 @@ class _RingLogSumExp(torch.autograd.Function):
         shard = pairs.shard
         views = query.shape[0] // shard.rows, key.shape[0] // shard.rows
         row = query.new_full((query.shape[0],), -torch.inf)
-        column = Homeward(shard, torch.logaddexp)
+        column = Homeward(shard, logaddexp_)
         for source, (block,) in travelling(shard, key):
             exclusion = pairs.with_block(source, *views)
             by_row, by_column = partial.log_sum_exp(query, block, exclusion, columns, bound, impl)
-            row = torch.logaddexp(row, by_row)
+            logaddexp_(row, by_row)
             if columns:
                 column.put(source, by_column)
         own_column = column.home() if columns else row.new_empty(0)
