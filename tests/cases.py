@@ -239,14 +239,14 @@ def use_small_tiles(monkeypatch: pytest.MonkeyPatch, size: int) -> list[tuple[in
     """Make the tiles ``size x size`` at most; the list that is returned fills with the shapes of the tiles used."""
     monkeypatch.setattr(tiled, "TILE", dict.fromkeys(tiled.TILE, size))
     shapes = []
-    original = tiled.Workspace.tile
+    original = tiled.inner
 
-    def recorded(self: tiled.Workspace, rows: slice, columns: slice) -> Tensor:
-        tile: Tensor = original(self, rows, columns)
+    def recorded(query: Tensor, key: Tensor) -> Tensor:
+        tile = original(query, key)
         shapes.append(tuple(tile.shape))
         return tile
 
-    monkeypatch.setattr(tiled.Workspace, "tile", recorded)
+    monkeypatch.setattr(tiled, "inner", recorded)
     return shapes
 
 

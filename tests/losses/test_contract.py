@@ -300,11 +300,18 @@ def strided(x: Tensor) -> Tensor:
     return view
 
 
-@pytest.mark.parametrize("layout", [lambda x: x.T.contiguous().T, strided, lambda x: x[:1].expand_as(x)], ids=str)
+LAYOUTS = {
+    "transposed": lambda x: x.T.contiguous().T,
+    "strided": strided,
+    "expanded": lambda x: x[:1].expand_as(x),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @everywhere
-def test_any_strides(case: Case, impl: str, layout) -> None:
+def test_any_strides(case: Case, impl: str, layout: str) -> None:
     inputs = case.build(12, 6)
-    views = {k: layout(x) if x.ndim == 2 else x for k, x in inputs.items()}
+    views = {k: LAYOUTS[layout](x) if x.ndim == 2 else x for k, x in inputs.items()}
     assert any(not x.is_contiguous() for x in views.values())
     names = case.differentiable(inputs)
     plain = {k: x.contiguous().clone().requires_grad_(k in names) for k, x in views.items()}
