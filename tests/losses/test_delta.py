@@ -161,6 +161,23 @@ class Table(nn.Module):
         return -z @ self.table, w
 
 
+class Unfactored(Table):
+    """The same, without the form that the engine takes."""
+
+    def factors(self, z: Tensor, w: Tensor) -> None:  # type: ignore[override]
+        return None
+
+
+@pytest.mark.parametrize("form", [Table, Unfactored])
+def test_a_dissimilarity_may_treat_its_sides_differently(form: type[Table]) -> None:
+    table, eye = torch.randn(5, 5, dtype=torch.float64), torch.eye(5, dtype=torch.float64)
+    loss = delta_contrast(eye, eye, "infonce", form(table), symmetric=True)
+    target = torch.arange(5)
+    assert loss.item() == pytest.approx(
+        ((F.cross_entropy(-table, target) + F.cross_entropy(-table.T, target)) / 2).item(), rel=1e-12
+    )
+
+
 def test_infonce_with_the_cosine_is_cross_entropy_over_cosine_logits() -> None:
     z, w = torch.randn(2, 300, 16)
     logits = F.normalize(z, dim=1) @ F.normalize(w, dim=1).T / 0.2
