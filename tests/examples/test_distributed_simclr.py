@@ -25,15 +25,12 @@ def losses(output: str) -> dict[int, float]:
     return {int(step): float(loss) for step, loss in re.findall(r"step (\d+) loss ([\d.]+)", output)}
 
 
-@pytest.mark.parametrize("gather", ["all", "ring"])
-def test_two_ranks_stop_and_continue(tmp_path: Path, gather: str) -> None:
-    common = ("--steps", "4", "--gather", gather)
-    through = run(2, *common)
-    checkpoint = ("--checkpoint", str(tmp_path / "run.pt"))
-    before = run(2, *common, *checkpoint, "--stop-after", "2")
-    after = run(2, *common, *checkpoint)
+def test_two_ranks_stop_and_continue(tmp_path: Path) -> None:
+    through = run(2, "--steps", "3", "--gather", "all")
+    common = ("--steps", "3", "--gather", "ring", "--checkpoint", str(tmp_path / "run.pt"))
+    before, after = run(2, *common, "--stop-after", "2"), run(2, *common)
     assert list(losses(before)) == [1, 2]
-    assert list(losses(after)) == [3, 4]
+    assert list(losses(after)) == [3]
     assert losses(before) | losses(after) == pytest.approx(losses(through), abs=2e-5)
     accuracy = float(re.search(r"10-NN accuracy ([\d.]+)", after)[1])
     assert accuracy > 0.5, "chance is 0.1"
