@@ -34,7 +34,7 @@ PAGE = HERE.parent / "docs" / "distributed.md"
 PAIRS, FEATURES, WIDTH = 12, 7, 5
 WORLDS = (2, 4)
 UNEVEN = (7, 5)
-TIMEOUT = datetime.timedelta(seconds=20)
+ABORT_AFTER, PATIENCE = 20.0, 1800.0  # seconds that a rank waits for others: small batches, large ones
 
 
 class Place(NamedTuple):
@@ -168,10 +168,16 @@ def step(name: str, place: Place, sizes: Sequence[int]) -> Step:
     return Step(value.detach(), encoder.grad, torch.zeros_like(scale) if scale.grad is None else scale.grad)
 
 
-def join(rank: int, world: int, rendezvous: str) -> Place:
+def join(rank: int, world: int, rendezvous: str, patience: float = ABORT_AFTER) -> Place:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world, timeout=TIMEOUT)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=world,
+        timeout=datetime.timedelta(seconds=patience),
+    )
     return Place(rank, world)
 
 
@@ -258,7 +264,7 @@ def parity_table(rows: list[dict[str, Any]]) -> str:
 
 def measure_memory(rank: int, world: int, gather: str, pairs: int, width: int, folder: str) -> None:
     """The most that torch held at once on one rank during a step of NT-Xent, and the seconds of that step."""
-    join(rank, world, f"{folder}/rendezvous")
+    join(rank, world, f"{folder}/rendezvous", PATIENCE)
     inputs = [torch.randn(pairs, width, requires_grad=True) for _ in range(2)]
 
     def loss(views: Sequence[Tensor]) -> Tensor:
