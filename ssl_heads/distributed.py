@@ -30,6 +30,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ssl_heads import _check, similarity
 from ssl_heads.similarity import Exclusion, Impl, partial
@@ -86,23 +87,22 @@ class Shard(NamedTuple):
         x = views[0]
         if gather == "none" or world_size(group) == 1:
             return cls("none", None, 0, (x.shape[0],))
-        needs = sum(2**i for i, view in enumerate(views) if view.requires_grad and torch.is_grad_enabled())
-        facts = [
+        facts = (
             x.shape[0],
             x.shape[-1] if x.ndim == 2 else -1,
             DTYPES.index(x.dtype) if x.dtype in DTYPES else -1,
-            needs,
-        ]
-        rows, width, dtype, needed = zip(*exchange(facts, x.device, group), strict=True)
+            sum(2**i for i, view in enumerate(views) if view.requires_grad and torch.is_grad_enabled()),
+            int(all(view.shape == x.shape for view in views)),
+        )
+        rows, width, dtype, gradients, paired = zip(*exchange(facts, x.device, group), strict=True)
         if min(rows) == 0:
-            raise ValueError(
-                f"the ranks hold {list(rows)} rows: each needs at least one, drop the last batch on all of them"
-            )
-        for name, values in (
-            ("width", width),
-            ("dtype", [str(DTYPES[i]) for i in dtype]),
-            ("need of a gradient", needed),
-        ):
+            advice = "each needs at least one; drop a last batch that is too small on all of them"
+            raise ValueError(f"the ranks hold {list(rows)} rows: {advice}")
+        if not all(paired):
+            unequal = [rank for rank, equal in enumerate(paired) if not equal]
+            raise ValueError(f"the views of a sample must have one shape (n, d), and have not on ranks {unequal}")
+        named = {"width": width, "dtype": [str(DTYPES[i]) for i in dtype], "need of a gradient": gradients}
+        for name, values in named.items():
             if len(set(values)) > 1:
                 raise ValueError(f"the {name} of the embeddings must be the same on all ranks, got {list(values)}")
         return cls(gather, group, dist.get_rank(group), rows)
@@ -244,6 +244,7 @@ class _AllGatherRows(torch.autograd.Function):
         )
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
         shard = ctx.shard
@@ -281,7 +282,7 @@ class _AllReduceSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _all_reduced(gradients[0], ctx.group), None
+        return _all_reduce(gradients[0], ctx.group), None
 
 
 def _all_reduced(x: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -501,6 +502,7 @@ class _RingLogSumExp(torch.autograd.Function):
         return row, own_column
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, row, own_column = ctx.saved_tensors
         row_gradient, own_column_gradient = gradients
@@ -534,6 +536,7 @@ class _RingSoftplusSum(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, bias = ctx.saved_tensors
         (upstream,) = gradients
@@ -557,6 +560,7 @@ class _RingClassSum(torch.autograd.Function):
         return _ring_class_sum(keys, labels, shard)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return _ring_class_sum(gradients[0], ctx.labels, ctx.shard), None, None
 

@@ -40,6 +40,18 @@ def test_other_widths_are_named_on_all(pool: Callable[[int], Pool], gather: str)
 
 
 @both
+def test_unequal_views_are_named_on_all(pool: Callable[[int], Pool], gather: str) -> None:
+    assert_refused(pool(3).outcomes(work.with_unequal_views, gather, 1), "ranks [1]")
+
+
+@both
+def test_a_second_derivative_is_refused(pool: Callable[[int], Pool], gather: str) -> None:
+    for good, text in pool(2).outcomes(work.second_derivative, gather):
+        assert not good, "a rank went on"
+        assert "once_differentiable" in text
+
+
+@both
 def test_other_dtypes_are_named_on_all(pool: Callable[[int], Pool], gather: str) -> None:
     outcomes = pool(2).outcomes(work.with_dtypes, gather, [torch.float32, torch.bfloat16])
     assert_refused(outcomes, "dtype", "torch.float32", "torch.bfloat16")

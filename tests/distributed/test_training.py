@@ -55,6 +55,12 @@ def test_gradient_cache(pool: Callable[[int], Pool], gather: str, sizes: tuple[i
 
 
 @everywhere
+def test_fully_sharded(pool: Callable[[int], Pool], gather: str, sizes: tuple[int, ...]) -> None:
+    for actual in pool(len(sizes)).run(work.sharded, gather, sizes):
+        assert_all_close(actual, one_process(sizes))
+
+
+@everywhere
 def test_autocast_and_gradient_scaler(pool: Callable[[int], Pool], gather: str, sizes: tuple[int, ...]) -> None:
     expected = work.scaled_under_autocast(gather, sizes, scaled=False)
     for actual in pool(len(sizes)).run(work.scaled_under_autocast, gather, sizes, True):

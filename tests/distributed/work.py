@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_heads import NTXentLoss, TriFactorContrast
@@ -136,6 +138,17 @@ def scaled_under_autocast(gather: str, sizes: tuple[int, ...], scaled: bool) -> 
     return [parameter.grad for parameter in model.parameters()]
 
 
+def sharded(gather: str, sizes: tuple[int, ...]) -> list[Tensor]:
+    """Parameters spread over the ranks by FSDP2."""
+    model = encoder()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in (model[0], model[2], model):
+        fully_shard(layer, mesh=mesh)
+    x0, x1 = (own_rows(x, sizes) for x in batches(sizes, 1)[0])
+    NTXentLoss(gather=gather)(*model(torch.cat([x0, x1])).chunk(2)).backward()
+    return [parameter.grad.full_tensor() for parameter in model.parameters()]
+
+
 def compiled(gather: str, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     z0, z1 = (own_rows(z, sizes) for z in batches(sizes, 1)[0])
     loss, results = NTXentLoss(gather=gather), []
@@ -187,6 +200,16 @@ def with_sizes(gather: str, sizes: tuple[int, ...], widths: tuple[int, ...]) -> 
     rank = dist.get_rank()
     z = torch.randn(2, sizes[rank], widths[rank])
     nt_xent(z[0], z[1], gather=gather)
+
+
+def with_unequal_views(gather: str, bad_rank: int) -> None:
+    nt_xent(torch.randn(4, 3), torch.randn(4 + (dist.get_rank() == bad_rank), 3), gather=gather)
+
+
+def second_derivative(gather: str) -> None:
+    z = torch.randn(2, 4, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(nt_xent(z[0], z[1], gather=gather, impl="dense"), z, create_graph=True)
+    gradient.sum().backward()
 
 
 def with_dtypes(gather: str, dtypes: list[torch.dtype]) -> None:
