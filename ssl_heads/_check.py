@@ -11,8 +11,17 @@ from torch import Tensor
 
 def positive(name: str, value: float | Tensor) -> None:
     """A finite number above zero; a tensor is not looked into, since that would wait for the device."""
-    if not isinstance(value, Tensor) and not (math.isfinite(value) and value > 0):
+    if isinstance(value, Tensor):
+        scalar(name, value)
+    elif not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
+
+
+def scalar(name: str, value: float | Tensor | None) -> None:
+    """One number for the whole batch: a vector would be broadcast along whatever axis fits."""
+    if value is None or (isinstance(value, Tensor) and value.numel() != 1):
+        given = "None" if value is None else f"shape {tuple(value.shape)}"
+        raise ValueError(f"{name} must be one number, or a tensor of shape () or (1,); got {given}")
 
 
 def choice(name: str, value: object, options: Iterable[object]) -> None:
@@ -30,6 +39,8 @@ def rows(name: str, x: Tensor) -> None:
         )
     if x.shape[0] == 0:
         raise ValueError(f"{name} is an empty batch of shape {tuple(x.shape)}: a loss needs at least one row")
+    if x.shape[1] == 0:
+        raise ValueError(f"{name} has no columns, shape {tuple(x.shape)}: a loss needs at least one dimension")
 
 
 def same_width(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:

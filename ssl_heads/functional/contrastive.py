@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Literal
 
@@ -27,9 +28,20 @@ def unit_rows(x: Tensor, normalize: bool) -> Tensor:
     return safe_normalize(x) if normalize else x
 
 
+def one_dtype(*matrices: Tensor) -> tuple[Tensor, ...]:
+    """Matrices in the widest of their dtypes, fp32 at least: a frozen tower may be narrower than a trained one."""
+    dtype = functools.reduce(torch.promote_types, [x.dtype for x in matrices], torch.float32)
+    return tuple(x.to(dtype) for x in matrices)
+
+
+def scalar(value: float | Tensor) -> float | Tensor:
+    """A number as it is; a tensor without dimensions, so that it does not widen what it multiplies, fp32 at least."""
+    return promote(value).reshape(()) if isinstance(value, Tensor) else value
+
+
 def inverse(temperature: float | Tensor) -> float | Tensor:
     """The scale of the logits, in fp32 or wider: its gradient is a sum over all pairs."""
-    return 1 / promote(temperature) if isinstance(temperature, Tensor) else 1 / temperature
+    return 1 / scalar(temperature)
 
 
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
@@ -165,7 +177,7 @@ def info_nce(
     _check.positive("temperature", temperature)
     scale = inverse(temperature)
     bound = cosine_bound(scale, normalize)
-    q, k = unit_rows(query, normalize), unit_rows(key, normalize)
+    q, k = (unit_rows(x, normalize) for x in one_dtype(query, key))
     if queue is not None:
         _check.rows("queue", queue)
         _check.same_width("query", query, "queue", queue)
@@ -232,14 +244,15 @@ def clip_loss(
     """
     shard = Shard.of(gather, group, image_features, text_features)
     _check.paired("image_features", image_features, "text_features", text_features)
-    image, text = promote(image_features), promote(text_features)
-    scale = promote(logit_scale) if isinstance(logit_scale, Tensor) else logit_scale
+    _check.scalar("logit_scale", logit_scale)
+    image, text = one_dtype(image_features, text_features)
+    scale = scalar(logit_scale)
     row, column = log_sum_of_negatives(image, text, scale, shard, columns=True, impl=impl)
     assert column is not None
     positive = row_dots(image, text) * scale
     loss = shard.mean(against_negatives(row, positive) + against_negatives(column, positive)) / 2
     # DistributedDataParallel waits for a gradient of every parameter it has seen in the forward pass.
-    return loss + 0 * logit_bias.sum() if isinstance(logit_bias, Tensor) else loss
+    return loss + (0 * logit_bias.sum()).to(loss.dtype) if isinstance(logit_bias, Tensor) else loss
 
 
 def siglip_loss(
@@ -281,8 +294,10 @@ def siglip_loss(
     """
     shard = Shard.of(gather, group, image_features, text_features)
     _check.paired("image_features", image_features, "text_features", text_features)
-    image, text = promote(image_features), promote(text_features)
-    scale = promote(logit_scale) if isinstance(logit_scale, Tensor) else logit_scale
+    _check.scalar("logit_scale", logit_scale)
+    image, text = one_dtype(image_features, text_features)
+    scale = scalar(logit_scale)
+    _check.scalar("logit_bias", logit_bias)
     bias = torch.as_tensor(logit_bias, dtype=image.dtype, device=image.device).reshape(())
     if shard.alone:
         exclusion = Exclusion.diagonal(len(image), len(text))
@@ -317,7 +332,8 @@ def sup_con(
         labels: Integers of shape (n,).
         temperature: Divides the cosines.
         multi_positive: ``"out"`` averages the positives outside the logarithm (the SupCon paper's choice), ``"in"``
-            sums them inside it (what SimCLR forks compute when labels are passed as indexes).
+            sums them inside it (what SimCLR forks compute when labels are passed as indexes). ``"in"`` keeps its
+            relative accuracy as it approaches 0; ``"out"`` is a difference, accurate to about 1e-7 in fp32.
         gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
             `ssl_heads.distributed`.
         group: The ranks that hold the batch; None is the default group.

@@ -15,6 +15,7 @@ from ssl_heads.functional.contrastive import (
     inverse,
     log_sum_of_negatives,
     nt_xent_of_rows,
+    one_dtype,
     row_dots,
     unit_rows,
 )
@@ -230,7 +231,7 @@ def tri_factor_two_towers(
     _check.paired("z0", z0, "z1", z1)
     _check_importance(importance, z0)
     _check.positive("temperature", temperature)
-    u0, u1 = unit_rows(z0, normalize=True), unit_rows(z1, normalize=True)
+    u0, u1 = (unit_rows(z, normalize=True) for z in one_dtype(z0, z1))
     query = u0 * importance.to(u0.dtype)
     scale = inverse(temperature)
     row, column = log_sum_of_negatives(query, u1, scale, shard, columns=True, impl=impl)
@@ -269,7 +270,7 @@ def tri_factor_spectral_two_towers(
     shard = Shard.of(gather, group, z0, z1)
     _check.paired("z0", z0, "z1", z1)
     _check_importance(importance, z0)
-    u0, u1 = unit_rows(z0, normalize=True), unit_rows(z1, normalize=True)
+    u0, u1 = (unit_rows(z, normalize=True) for z in one_dtype(z0, z1))
     n = shard.total
     query = u0 * importance.to(u0.dtype)
     positive = row_dots(query, u1)
