@@ -27,6 +27,8 @@ from ssl_heads.similarity.triton.operands import (
 # The panel of weights: at most this large, and at most this wide.
 PANEL_BYTES = 128 << 20
 PANEL_COLUMNS = 65536
+# addmm with half operands and a float32 result: torch 2.8 and later
+FLOAT32_FROM_HALF = hasattr(torch.ops.aten.addmm, "dtype_out")
 # float16 weights are stored 2^14 times as large: their softmax tail would be subnormal.
 WEIGHT_SCALE = {torch.float16: 16384.0, torch.bfloat16: 1.0, torch.float32: 1.0}
 
@@ -328,7 +330,7 @@ def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
     """``total += a b`` with float32 accumulation."""
     if a.dtype == torch.float32:
         total.addmm_(a, b)
-    elif a.is_cuda and torch.version.hip is None:
+    elif a.is_cuda and torch.version.hip is None and FLOAT32_FROM_HALF:
         torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
     else:
         total.addmm_(a.float(), b.float())

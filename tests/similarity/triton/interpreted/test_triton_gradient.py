@@ -95,7 +95,7 @@ def test_both_sides(pattern: str, bound: float) -> None:
 
 @pytest.mark.parametrize("bound", [math.inf, 30.0])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", [64, 100, 200, PANELS])
+@pytest.mark.parametrize("width", [64, 200, PANELS])
 def test_widths_and_dtypes(width: int, dtype: torch.dtype, bound: float) -> None:
     s, (g, h) = matrix("ids and diagonal", dtype, width), upstream(dtype)
     assert_right(backward(s, g, h, bound), reference(s, g, h), dtype)
