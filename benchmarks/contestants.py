@@ -52,7 +52,7 @@ def dense_nt_xent(inputs: Sequence[Tensor]) -> Tensor:
 
 
 def linear_cross_entropy_nt_xent(inputs: Sequence[Tensor]) -> Tensor:
-    """torch's chunked form; it has no mask, so self-similarity stays in the sum: another loss, for its time and memory."""
+    """torch's chunked form; it has no mask, so self-similarity stays in the sum: another loss of the same cost."""
     z0, z1 = inputs
     n = len(z0)
     z = F.normalize(torch.cat([z0, z1]), dim=-1)
@@ -166,4 +166,3 @@ def papers_spectral(inputs: Sequence[Tensor]) -> Tensor:
     pos = (similarity * positive).sum() / (2 * n)
     neg = (similarity * negative).square().sum() / max(2 * n * (2 * n - 2), 1)
     return -2 * pos + neg
-

@@ -39,7 +39,9 @@ class Record:
     peak_extra_mb: float
     gradient_error: float  # relative norm against float64
     gemm_equivalents: float  # products of rows x columns x width that the algorithm asks for
-    share_of_gemm_rate: float  # that work at the rate of one plain product, over the measured time
+    gflops: float  # that work over the measured time
+    share_of_mm: float  # ... as a share of what `torch.mm` reaches on one such product
+    share_of_product: float  # ... as a share of what the engine's own tile product reaches
     note: str = ""
     version: str = ""
     torch: str = torch.__version__
@@ -97,16 +99,17 @@ def gradient_error(loss: Loss, exact: Loss, inputs: Sequence[Tensor]) -> float:
     return (difference / sum(float(b.square().sum()) for b in truth)) ** 0.5  # type: ignore[union-attr]
 
 
-def product_seconds(rows: int, columns: int, width: int, repeats: int = 7) -> float:
-    """Median time of one plain product of the size, the unit in which work is stated."""
-    a, b = torch.randn(rows, width), torch.randn(columns, width)
+def product_seconds(product: Callable[[Tensor, Tensor], Tensor], rows: int, columns: int, width: int) -> float:
+    """Median time of ``x y^T`` of the size, the unit in which work is stated; in panels, as the whole may not fit."""
+    x, y = torch.randn(rows, width), torch.randn(columns, width)
     seconds = []
-    for _ in range(repeats):
+    for _ in range(6):
         start = CLOCK()
-        for i in range(0, rows, 2048):  # in panels: the whole matrix may not fit
-            a[i : i + 2048] @ b.T
+        for i in range(0, rows, 2048):
+            for j in range(0, columns, 2048):
+                product(x[i : i + 2048], y[j : j + 2048])
         seconds.append(CLOCK() - start)
-    return statistics.median(seconds)
+    return statistics.median(seconds[1:])
 
 
 def write(records: Sequence[Record], path: Path) -> None:

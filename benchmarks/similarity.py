@@ -8,9 +8,12 @@ is the gradient's relative distance from the same loss in float64.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -23,6 +26,8 @@ from torch import Tensor
 
 from ssl_heads import functional
 from ssl_heads.functional import safe_normalize
+from ssl_heads.similarity import Impl
+from ssl_heads.similarity.product import inner
 
 HERE = Path(__file__).parent
 DENSE_LIMIT_GB = 8.0
@@ -31,7 +36,7 @@ DENSE_LIMIT_GB = 8.0
 
 @dataclass
 class Contestant:
-    """A loss to time, and the N x M fp32 matrices that it holds at once, to leave it out before it fills the machine."""
+    """A loss to time, and how many matrices of all pairs it holds at once, to leave it out before memory ends."""
 
     loss: Loss
     matrices: float = 0.0
@@ -72,8 +77,11 @@ def queued(n: int, k: int, d: int) -> list[Tensor]:
 
 def nt_xent(n: int, d: int, repeats: int = 7) -> Work:
     """NT-Xent on 2n rows."""
-    us: Loss = lambda x: functional.nt_xent(*x, others.TEMPERATURE)
-    exact: Loss = lambda x: functional.nt_xent(*x, others.TEMPERATURE, impl="dense")
+
+    def us(x: Sequence[Tensor], impl: Impl = "auto") -> Tensor:
+        return functional.nt_xent(*x, others.TEMPERATURE, impl=impl)
+
+    exact = partial(us, impl="dense")
     entrants = {
         "ssl-heads": Contestant(us),
         "papers' form": Contestant(others.papers_nt_xent, 7),
@@ -98,8 +106,11 @@ def nt_xent(n: int, d: int, repeats: int = 7) -> Work:
 
 def clip(n: int, d: int, repeats: int = 7) -> Work:
     """CLIP on n pairs."""
-    us: Loss = lambda x: functional.clip_loss(*x, torch.tensor(others.CLIP_SCALE, dtype=x[0].dtype))
-    exact: Loss = lambda x: functional.clip_loss(*x, torch.tensor(others.CLIP_SCALE, dtype=x[0].dtype), impl="dense")
+
+    def us(x: Sequence[Tensor], impl: Impl = "auto") -> Tensor:
+        return functional.clip_loss(*x, torch.tensor(others.CLIP_SCALE, dtype=x[0].dtype), impl=impl)
+
+    exact = partial(us, impl="dense")
     entrants = {
         "ssl-heads": Contestant(us),
         "dense cross entropy": Contestant(others.dense_clip, 5),
@@ -114,15 +125,16 @@ def clip(n: int, d: int, repeats: int = 7) -> Work:
 
 def siglip(n: int, d: int, repeats: int = 7) -> Work:
     """SigLIP on n pairs."""
-    us: Loss = lambda x: functional.siglip_loss(*x, others.SIGLIP_SCALE, others.SIGLIP_BIAS)
-    exact: Loss = lambda x: functional.siglip_loss(*x, others.SIGLIP_SCALE, others.SIGLIP_BIAS, impl="dense")
+
+    def us(x: Sequence[Tensor], impl: Impl = "auto") -> Tensor:
+        return functional.siglip_loss(*x, others.SIGLIP_SCALE, others.SIGLIP_BIAS, impl=impl)
+
+    exact = partial(us, impl="dense")
     entrants = {"ssl-heads": Contestant(us), "dense formula": Contestant(others.dense_siglip, 6)}
     if others.installed("open_clip"):
         entrants["open_clip"] = Contestant(others.open_clip_siglip(None), 7)
-        try:
+        with contextlib.suppress(TypeError):  # releases before chunk_size
             entrants["open_clip chunk_size=512"] = Contestant(others.open_clip_siglip(512), 5)
-        except TypeError:
-            pass  # releases before chunk_size
     for entrant in entrants.values():
         entrant.exact = exact
     return Work(f"SigLIP {n} pairs, d={d}", n, n, d, "towers", 3.0, entrants, repeats)
@@ -130,15 +142,21 @@ def siglip(n: int, d: int, repeats: int = 7) -> Work:
 
 def moco(n: int, k: int, d: int, repeats: int = 15) -> Work:
     """MoCo: n queries against a queue of k."""
-    us: Loss = lambda x: functional.info_nce(*x, others.TEMPERATURE)
-    exact: Loss = lambda x: functional.info_nce(*x, others.TEMPERATURE, impl="dense")
+
+    def us(x: Sequence[Tensor], impl: Impl = "auto") -> Tensor:
+        return functional.info_nce(*x, others.TEMPERATURE, impl=impl)
+
+    exact = partial(us, impl="dense")
     entrants = {"ssl-heads": Contestant(us, exact=exact), "einsum and cat": Contestant(others.usual_moco, 4, exact)}
     return Work(f"MoCo {n} x {k}, d={d}", n, k, d, "queued", 2.0, entrants, repeats)
 
 
 def spectral(n: int, d: int, repeats: int = 7) -> Work:
     """The spectral loss on 2n rows."""
-    us: Loss = lambda x: functional.spectral_contrastive(*x)
+
+    def us(x: Sequence[Tensor]) -> Tensor:
+        return functional.spectral_contrastive(*x)
+
     entrants = {"ssl-heads": Contestant(us, exact=us), "papers' form": Contestant(others.papers_spectral, 7, us)}
     return Work(f"spectral 2 x {n}, d={d}", 2 * n, 2 * n, d, "views", 4 * d / (4 * n), entrants, repeats)
 
@@ -156,7 +174,8 @@ def run(work: Work) -> list[Record]:
     left_out = {k: c for k, c in work.contestants.items() if c.matrices * matrix_gb > DENSE_LIMIT_GB}
     entrants = {k: c for k, c in work.contestants.items() if k not in left_out}
     seconds = measure.alternate({k: c.loss for k, c in entrants.items()}, make_inputs, work.repeats)
-    unit = measure.product_seconds(work.rows, work.columns, work.width)
+    size = (work.rows, work.columns, work.width)
+    mm, product = measure.product_seconds(lambda x, y: x @ y.T, *size), measure.product_seconds(inner, *size)
     ours = median(seconds["ssl-heads"])
     records = []
     for name, entrant in work.contestants.items():
@@ -182,7 +201,9 @@ def run(work: Work) -> list[Record]:
                 peak_extra_mb=round(measure.peak_extra_bytes(entrant.loss, inputs) / 1e6, 2) if kept else float("nan"),
                 gradient_error=_error(entrant, inputs) if float64_fits else float("nan"),
                 gemm_equivalents=equivalents,
-                share_of_gemm_rate=round(equivalents * unit / median(times), 3),
+                gflops=round(equivalents * 2 * math.prod(size) / median(times) / 1e9, 1),
+                share_of_mm=round(equivalents * mm / median(times), 3),
+                share_of_product=round(equivalents * product / median(times), 3),
                 note=entrant.note if kept else f"left out: would hold about {entrant.matrices * matrix_gb:.0f} GB",
                 version=importlib.metadata.version("ssl-heads") if name == "ssl-heads" else _version(name),
             )
@@ -204,7 +225,8 @@ def _version(name: str) -> str:
 def _line(r: Record) -> str:
     return (
         f"{r.work:28s} {r.contestant:32s} {r.median_ms:10.1f} ms {r.ratio:7.2f}x {r.peak_extra_mb:9.1f} MB "
-        f"error {r.gradient_error:.1e} share of GEMM rate {r.share_of_gemm_rate:.2f} {r.note}"
+        f"error {r.gradient_error:.1e} {r.gflops:6.0f} GFLOP/s, {r.share_of_mm:.2f} of torch.mm, "
+        f"{r.share_of_product:.2f} of the tile product {r.note}"
     )
 
 
@@ -226,8 +248,28 @@ def sweep() -> list[Work]:
     return [nt_xent(n // 2, 128, 31 if n <= 1024 else 7 if n <= 4096 else 3) for n in (2**k for k in range(8, 17))]
 
 
+def profile() -> dict[str, float]:
+    """Milliseconds that each operation takes in one step of the largest NT-Xent of the bars."""
+    inputs = views(4096, 256)
+    loss = nt_xent(4096, 256).contestants["ssl-heads"].loss
+    measure.step(loss, inputs)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as prof:
+        measure.step(loss, inputs)
+    return {event.key: event.self_cpu_time_total / 1e3 for event in prof.key_averages()}
+
+
+def write_profile(path: Path) -> None:
+    """The operations that take most of the time, and the rest together."""
+    spent = sorted(profile().items(), key=lambda item: -item[1])
+    total = sum(time for _, time in spent)
+    with path.open("w") as file:
+        file.write("operation,milliseconds,share\n")
+        for name, time in [*spent[:8], ("all others", sum(time for _, time in spent[8:]))]:
+            file.write(f"{name},{time:.2f},{time / total:.3f}\n")
+
+
 def main() -> None:
-    """Run the pieces of work that are asked for, and write the records and the plot."""
+    """Run the pieces of work that are asked for; write the records, the plot and the tables of docs/performance.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("bars", "sweep"), help="one half of the records")
     parser.add_argument("--match", default="", help="only work whose name contains this; nothing is written")
@@ -240,10 +282,12 @@ def main() -> None:
             records = [r for work in works if arguments.match in work.name for r in run(work)]
             if not arguments.match:
                 measure.write(records, HERE / "records" / f"similarity_{part}.csv")
+                if part == "bars":
+                    write_profile(HERE / "records" / "similarity_profile.csv")
     if not arguments.match:
-        from plot_similarity import plot
+        import report_similarity
 
-        plot(HERE / "records" / "similarity_sweep.csv", HERE.parent / "docs" / "images" / "similarity.png")
+        report_similarity.main()
 
 
 if __name__ == "__main__":
