@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from ssl_heads.distributed import all_gather_rows, all_reduce_sum
 from tests.checks import assert_gradient_close
@@ -14,10 +15,14 @@ from tests.distributed.pool import Pool
 
 
 @pytest.mark.parametrize("sizes", [(3, 3), (4, 1), (2, 5, 3), (0, 3, 2)], ids=str)
-def test_gather_rows(pool: Callable[[int], Pool], sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("backward", ["all-reduce", "reduce-scatter"])
+def test_gather_rows(pool: Callable[[int], Pool], sizes: tuple[int, ...], backward: str) -> None:
+    if backward == "reduce-scatter" and not hasattr(dist, "reduce_scatter_single"):
+        pytest.skip("gloo of this release has no reduce-scatter")
+    function = work.gather_and_weigh if backward == "all-reduce" else work.gather_and_scatter
     total = sum(sizes)
     gradient = sum(work.rows(total, seed=1 + rank) for rank in range(len(sizes)))
-    results = pool(len(sizes)).run(work.gather_and_weigh, sizes)
+    results = pool(len(sizes)).run(function, sizes)
     for gathered, _ in results:
         assert torch.equal(gathered, work.rows(total))
     assert_gradient_close(torch.cat([g for _, g in results]), gradient, 1e-12)

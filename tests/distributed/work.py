@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import unittest.mock
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_heads import NTXentLoss, TriFactorContrast
-from ssl_heads.distributed import Shard, all_gather_rows, all_reduce_sum
+from ssl_heads.distributed import Shard, all_gather_rows, all_reduce_sum, collectives
 from ssl_heads.functional import decorrelation, info_nce, nt_xent, sup_con
 
 
@@ -34,6 +35,12 @@ def gather_and_weigh(sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     gathered = all_gather_rows(x)
     (rows(sum(sizes), seed=1 + dist.get_rank()) * gathered).sum().backward()
     return gathered.detach(), x.grad
+
+
+def gather_and_scatter(sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """`gather_and_weigh` with the reduce-scatter that a GPU's backend has."""
+    with unittest.mock.patch.object(collectives, "has_reduce_scatter", return_value=True):
+        return gather_and_weigh(sizes)
 
 
 def reduce_and_weigh() -> tuple[Tensor, Tensor]:

@@ -1,0 +1,168 @@
+"""Collectives whose backward is their adjoint, which is what DistributedDataParallel's mean expects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def world_size(group: ProcessGroup | None) -> int:
+    """Ranks of the group; 1 without one."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+def exchange(facts: Sequence[int], device: torch.device, group: ProcessGroup | None) -> list[list[int]]:
+    """A few integers of every rank; they stay on the host where the group can talk there (``cpu:gloo,cuda:nccl``)."""
+    everyone: list[list[int]] = outside_graph(_exchange)(facts, device, group)
+    return everyone
+
+
+def _exchange(facts: Sequence[int], device: torch.device, group: ProcessGroup | None) -> list[list[int]]:
+    on_host = "cpu:" in dist.get_backend_config(group)
+    own = torch.tensor(facts, device="cpu" if on_host else device)
+    everyone = [torch.empty_like(own) for _ in range(world_size(group))]
+    dist.all_gather(everyone, own, group=group)
+    return [each.tolist() for each in everyone]
+
+
+def all_gather_rows(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """The rows of all ranks in rank order; the backward sums what all ranks say about a row and gives it to its owner.
+
+    Ranks may hold different numbers of rows, also none. Use it to fill a queue with the keys of all ranks.
+
+    Args:
+        x: Shape (n, ...); the same trailing shape and dtype on all ranks.
+        group: The ranks that take part; None is the default group.
+
+    Returns:
+        Shape (N, ...); ``x`` itself without a process group or with one rank.
+
+    Example:
+        >>> import torch
+        >>> from ssl_heads.distributed import all_gather_rows
+        >>> all_gather_rows(torch.eye(2)).shape
+        torch.Size([2, 2])
+    """
+    if world_size(group) == 1:
+        return x
+    sizes = tuple(rows for (rows,) in exchange([x.shape[0]], x.device, group))
+    return gather_sized(x, sizes, group)
+
+
+def all_reduce_sum(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """The sum over ranks, elementwise; the backward sums the gradients of all ranks, because all ranks use the sum.
+
+    Args:
+        x: The same shape and dtype on all ranks.
+        group: The ranks that take part; None is the default group.
+
+    Returns:
+        Shape of ``x``; ``x`` itself without a process group or with one rank.
+
+    Example:
+        >>> import torch
+        >>> from ssl_heads.distributed import all_reduce_sum
+        >>> all_reduce_sum(torch.ones(2))
+        tensor([1., 1.])
+    """
+    return x if world_size(group) == 1 else sum_over_ranks(x, group)
+
+
+def gather_sized(x: Tensor, sizes: Sequence[int], group: ProcessGroup | None) -> Tensor:
+    """`all_gather_rows` where the number of rows of each rank is known."""
+    gathered: Tensor = outside_graph(_AllGatherRows.apply)(x, tuple(sizes), group)
+    return gathered
+
+
+def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """`all_reduce_sum` where there are other ranks."""
+    total: Tensor = outside_graph(_AllReduceSum.apply)(x, group)
+    return total
+
+
+def outside_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Collectives of a group that is named at run time break the graph of torch.compile, and only they.
+
+    Decided in the call: the compiler is not imported before somebody needs it.
+    """
+    outside: Callable[..., Any] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return outside
+
+
+class _AllGatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: tuple[int, ...], group: ProcessGroup | None) -> Tensor:
+        ctx.sizes, ctx.group = sizes, group
+        longest = max(sizes)
+        everyone = x.new_empty(len(sizes) * longest, *x.shape[1:])
+        _all_gather_into(everyone, padded(x, longest), group)
+        if min(sizes) == longest:
+            return everyone
+        return torch.cat([block[:size] for block, size in zip(torch.split(everyone, longest), sizes, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        sizes, rank = ctx.sizes, dist.get_rank(ctx.group)
+        if not has_reduce_scatter(gradient, ctx.group):
+            return torch.split(_all_reduced(gradient, ctx.group), sizes)[rank], None, None
+        longest = max(sizes)
+        blocks = torch.cat([padded(block, longest) for block in torch.split(gradient, sizes)])
+        own = gradient.new_empty(longest, *gradient.shape[1:])
+        _reduce_scatter_into(own, blocks, ctx.group)
+        return own[: sizes[rank]], None, None
+
+
+def has_reduce_scatter(x: Tensor, group: ProcessGroup | None) -> bool:
+    """Gloo had none in older releases, and in newer ones it is an all-reduce as well."""
+    return x.device.type != "cpu" and dist.get_backend(group) != "gloo"
+
+
+def padded(x: Tensor, rows: int) -> Tensor:
+    """Rows of zeros appended up to a number of rows, in contiguous memory."""
+    return F.pad(x, (0, 0) * (x.ndim - 1) + (0, rows - x.shape[0])).contiguous()
+
+
+def _all_gather_into(output: Tensor, x: Tensor, group: ProcessGroup | None) -> None:
+    collective = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    collective(output, x, group=group)
+
+
+def _reduce_scatter_into(output: Tensor, x: Tensor, group: ProcessGroup | None) -> None:
+    collective = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    collective(output, x, group=group)
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        return _all_reduced(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return sum_over_ranks(gradients[0], ctx.group), None
+
+
+def _all_reduced(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    total = x.contiguous().clone()
+    dist.all_reduce(total, group=group)
+    return total
+
+
+def global_log_sum_exp(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The elementwise log-sum-exp over ranks: of columns whose rows are spread over them."""
+    largest = x.detach().clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+    largest = torch.where(largest > -torch.inf, largest, 0)
+    return torch.log(sum_over_ranks(torch.exp(x - largest), group)) + largest

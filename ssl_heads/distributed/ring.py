@@ -1,0 +1,210 @@
+"""Keys that travel from rank to rank: each block is compared while the next one arrives.
+
+The backward sends the keys round once more, and the sum of their gradients after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ssl_heads.distributed.collectives import outside_graph
+from ssl_heads.distributed.shard import Pairs, Shard
+from ssl_heads.similarity import Impl, partial
+
+
+def log_sum_exp(
+    query: Tensor, key: Tensor, pairs: Pairs, columns: bool, bound: float, impl: Impl
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of the own rows, and of the own columns on request (else an empty tensor)."""
+    row, column = outside_graph(_LogSumExp.apply)(query, key, pairs, columns, bound, impl)
+    return row, column
+
+
+def softplus_sum(query: Tensor, key: Tensor, bias: Tensor, pairs: Pairs, impl: Impl) -> Tensor:
+    """``sum_ij softplus(S_ij + b)`` of the own rows."""
+    total: Tensor = outside_graph(_SoftplusSum.apply)(query, key, bias, pairs, impl)
+    return total
+
+
+def class_sum(keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
+    """For each own row the sum of the keys of its class over all ranks."""
+    total: Tensor = outside_graph(_ClassSum.apply)(keys, labels, shard)
+    return total
+
+
+# ---------------------------------------------------------------------------------------------------- how blocks travel
+
+
+class Shift:
+    """Tensors on their way to the next rank, while others arrive from the previous one."""
+
+    def __init__(self, shard: Shard, tensors: Sequence[Tensor], shapes: Sequence[Sequence[int]], tag: int) -> None:
+        following, previous = (_peer(shard, step) for step in (1, -1))
+        self.leaving = [tensor.contiguous() for tensor in tensors]  # their memory must live until they have left
+        self.arriving = [tensor.new_empty(*shape) for tensor, shape in zip(tensors, shapes, strict=True)]
+        operations = [
+            dist.P2POp(operation, tensor, peer, shard.group, tag + i)
+            for operation, batch, peer in ((dist.isend, self.leaving, following), (dist.irecv, self.arriving, previous))
+            for i, tensor in enumerate(batch)
+        ]
+        self.work = dist.batch_isend_irecv(operations)
+
+    def wait(self) -> list[Tensor]:
+        """What has arrived."""
+        for work in self.work:
+            work.wait()
+        return self.arriving
+
+
+def _peer(shard: Shard, step: int) -> int:
+    rank = (shard.rank + step) % shard.world
+    return rank if shard.group is None else dist.get_global_rank(shard.group, rank)
+
+
+def _shapes_at(shard: Shard, tensors: Sequence[Tensor], here: int, there: int) -> list[tuple[int, ...]]:
+    """The shapes of tensors that belong to one rank's block, for the block of another rank."""
+    return [(t.shape[0] // shard.sizes[here] * shard.sizes[there], *t.shape[1:]) for t in tensors]
+
+
+KEYS, SUMS = 0, 8  # first tags: blocks and the sums behind them never take each other's place
+
+
+def travelling(shard: Shard, *tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
+    """Every rank's tensors with its rank, the own first; the next arrive while the caller works with these."""
+    block = list(tensors)
+    for hop in range(shard.world):
+        source, upcoming = (shard.rank - hop) % shard.world, (shard.rank - hop - 1) % shard.world
+        last = hop == shard.world - 1
+        shift = None if last else Shift(shard, block, _shapes_at(shard, block, source, upcoming), KEYS)
+        yield source, block
+        block = block if shift is None else shift.wait()
+
+
+class Homeward:
+    """A sum over ranks for every block: it follows its block, each rank adds its part, and the last brings it home."""
+
+    def __init__(self, shard: Shard, add_: Callable[[Tensor, Tensor], Tensor] = Tensor.add_) -> None:
+        self.shard, self.add_ = shard, add_
+        self.shift: Shift | None = None
+
+    def put(self, source: int, part: Tensor) -> None:
+        """Add this rank's part to the sum that belongs to the block of ``source``, and send it on."""
+        if self.shift is not None:
+            part = self.add_(self.shift.wait()[0], part)
+            self.shift = None  # what has left may be freed before the next buffer is made
+        shapes = _shapes_at(self.shard, [part], source, (source - 1) % self.shard.world)
+        self.shift = Shift(self.shard, [part], shapes, SUMS)
+
+    def home(self) -> Tensor:
+        """The sum that belongs to the own block."""
+        assert self.shift is not None
+        return self.shift.wait()[0]
+
+
+def logaddexp_(a: Tensor, b: Tensor) -> Tensor:
+    """``log(e^a + e^b)`` in the place of ``a``."""
+    return torch.logaddexp(a, b, out=a)
+
+
+# ------------------------------------------------------------------------------------------- what is reduced on the way
+
+
+class _LogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, pairs: Pairs, columns: bool, bound: float, impl: Impl
+    ) -> tuple[Tensor, Tensor]:
+        shard = pairs.shard
+        views = query.shape[0] // shard.rows, key.shape[0] // shard.rows
+        row = query.new_full((query.shape[0],), -torch.inf)
+        column = Homeward(shard, logaddexp_)
+        for source, (block,) in travelling(shard, key):
+            exclusion = pairs.with_block(source, *views)
+            by_row, by_column = partial.log_sum_exp(query, block, exclusion, columns, bound, impl)
+            logaddexp_(row, by_row)
+            if columns:
+                column.put(source, by_column)
+        own_column = column.home() if columns else row.new_empty(0)
+        ctx.save_for_backward(query, key, row, own_column)
+        ctx.pairs, ctx.views, ctx.bound, ctx.impl = pairs, views, bound, impl
+        return row, own_column
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, row, own_column = ctx.saved_tensors
+        row_gradient, own_column_gradient = gradients
+        pairs, shard = ctx.pairs, ctx.pairs.shard
+        needs_query, needs_key = ctx.needs_input_grad[:2]
+        query_gradient, key_gradient = torch.zeros_like(query), Homeward(shard)
+        blocks = travelling(shard, key, own_column, own_column_gradient) if len(own_column) else travelling(shard, key)
+        for source, (block, *of_columns) in blocks:
+            column, column_gradient = of_columns or (own_column, own_column_gradient)
+            exclusion = pairs.with_block(source, *ctx.views)
+            sums, upstream = (row, column), (row_gradient, column_gradient)
+            needs = (needs_query, needs_key)
+            by_query, by_key = partial.log_sum_exp_gradient(
+                query, block, sums, upstream, exclusion, ctx.bound, needs, ctx.impl
+            )
+            if needs_query:
+                query_gradient += by_query
+            if needs_key:
+                key_gradient.put(source, by_key)
+        return query_gradient if needs_query else None, key_gradient.home() if needs_key else None, *[None] * 4
+
+
+class _SoftplusSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, bias: Tensor, pairs: Pairs, impl: Impl) -> Tensor:
+        ctx.save_for_backward(query, key, bias)
+        ctx.pairs, ctx.impl = pairs, impl
+        total = bias.new_zeros(())
+        for source, (block,) in travelling(pairs.shard, key):
+            total += partial.softplus_sum(query, block, bias, pairs.with_block(source, 1, 1), impl)[0]
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, bias = ctx.saved_tensors
+        (upstream,) = gradients
+        query_gradient, bias_gradient = torch.zeros_like(query), torch.zeros_like(bias)
+        key_gradient = Homeward(ctx.pairs.shard)
+        for source, (block,) in travelling(ctx.pairs.shard, key):
+            exclusion = ctx.pairs.with_block(source, 1, 1)
+            _, by_query, by_key, by_bias = partial.softplus_sum(query, block, bias, exclusion, ctx.impl, gradient=True)
+            query_gradient += by_query
+            bias_gradient += by_bias
+            if ctx.needs_input_grad[1]:
+                key_gradient.put(source, by_key * upstream)
+        home = key_gradient.home() if ctx.needs_input_grad[1] else None
+        return query_gradient * upstream, home, bias_gradient * upstream, None, None
+
+
+class _ClassSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
+        ctx.labels, ctx.shard = labels, shard
+        return _travelling_class_sum(keys, labels, shard)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _travelling_class_sum(gradients[0], ctx.labels, ctx.shard), None, None
+
+
+def _travelling_class_sum(keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
+    """A table of the classes of the own rows: the first of equal labels in the sorted order holds their sum."""
+    own = labels[shard.own]
+    table, of_class = own.sort().values, torch.zeros_like(keys)
+    for source, (block,) in travelling(shard, keys):
+        theirs = labels[shard.span(source)]
+        place = torch.searchsorted(table, theirs).clamp_max(len(table) - 1)
+        of_class.index_add_(0, place, block * (table[place] == theirs)[:, None])
+    return of_class[torch.searchsorted(table, own)]
