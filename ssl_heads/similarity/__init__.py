@@ -13,6 +13,8 @@ Row and column biases are two more features: ``[scale q, a, 1] @ [k, 1, b]^T``.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import math
 from typing import Literal, get_args
 
@@ -23,11 +25,14 @@ from ssl_heads import _check
 from ssl_heads.similarity import dense, operators
 from ssl_heads.similarity.exclusion import Exclusion
 
-Impl = Literal["auto", "dense", "tiled"]
+Impl = Literal["auto", "dense", "tiled", "triton"]
 """How the matrix is reduced: ``auto`` decides from the tensors of each call; an explicit choice never falls back."""
 
 DENSE_UP_TO = 128 * 128
 """Largest number of pairs that `auto` stores: below it one small matrix is faster than tiles."""
+
+DENSE_ON_GPU_UP_TO = 1024 * 1024
+"""The same where each launch costs microseconds."""
 
 __all__ = ["Exclusion", "Impl", "check_impl", "log_sum_exp", "promote", "self_log_sum_exp", "softplus_sum"]
 
@@ -42,9 +47,22 @@ def promote(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _dense(impl: Impl, pairs: int) -> bool:
+@functools.lru_cache
+def kernels_run_on(device: torch.device) -> bool:
+    """Whether Triton is installed and the device has what its kernels need."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def implementation(impl: Impl, query: Tensor, columns: int) -> Literal["dense", "tiled", "triton"]:
+    """What an ``impl`` means for a call with these rows and so many columns."""
     check_impl(impl)
-    return impl == "dense" or (impl == "auto" and pairs <= DENSE_UP_TO)
+    if impl != "auto":
+        return impl
+    if query.shape[0] * columns <= (DENSE_ON_GPU_UP_TO if query.is_cuda else DENSE_UP_TO):
+        return "dense"
+    return "triton" if query.is_cuda and query.dtype != torch.float64 and kernels_run_on(query.device) else "tiled"
 
 
 def log_sum_exp(
@@ -73,8 +91,13 @@ def log_sum_exp(
         gives ``-inf`` and no gradient.
     """
     query, key = promote(query), promote(key)
-    if _dense(impl, query.shape[0] * key.shape[0]):
+    chosen = implementation(impl, query, key.shape[0])
+    if chosen == "dense":
         return dense.log_sum_exp(query, key, scale, exclusion, columns)
+    if chosen == "triton":
+        from ssl_heads.similarity.triton import operators as fused
+
+        return fused.log_sum_exp(query, key, scale, exclusion=exclusion, columns=columns, bound=bound)
     pattern = (exclusion.offset, exclusion.period, exclusion.query_ids, exclusion.key_ids, exclusion.keep_equal)
     query = query * scale
     if torch.is_grad_enabled() and query.requires_grad and not key.requires_grad and not columns:
@@ -109,8 +132,13 @@ def self_log_sum_exp(
     """
     x = promote(x)
     weight = None if weight is None else promote(weight).to(x.dtype)
-    if _dense(impl, x.shape[0] ** 2):
+    chosen = implementation(impl, x, x.shape[0])
+    if chosen == "dense":
         return dense.log_sum_exp(x if weight is None else x * weight, x, scale, exclusion, columns=False)[0]
+    if chosen == "triton":
+        from ssl_heads.similarity.triton import operators as fused
+
+        return fused.self_log_sum_exp(x, scale, weight=weight, exclusion=exclusion, bound=bound)
     pattern = (exclusion.offset, exclusion.period, exclusion.query_ids, exclusion.keep_equal)
     weight = (x.new_ones(x.shape[1]) if weight is None else weight) * scale
     row: Tensor = operators.self_lse(x, weight, *pattern, bound)[0]
@@ -141,8 +169,13 @@ def softplus_sum(
     """
     query, key = promote(query), promote(key)
     bias = bias.to(query.dtype).reshape(())
-    if _dense(impl, query.shape[0] * key.shape[0]):
+    chosen = implementation(impl, query, key.shape[0])
+    if chosen == "dense":
         return dense.softplus_sum(query, key, scale, bias, exclusion)
+    if chosen == "triton":
+        from ssl_heads.similarity.triton import operators as fused
+
+        return fused.softplus_sum(query, key, scale, bias, exclusion=exclusion)
     query = query * scale
     needs_gradient = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or bias.requires_grad)
     total: Tensor = operators.softplus_sum(query, key, bias, exclusion.offset, exclusion.period, needs_gradient)[0]

@@ -9,16 +9,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssl_heads.similarity import Impl, _dense, dense, operators
+from ssl_heads.similarity import Impl, dense, implementation, operators
 from ssl_heads.similarity.exclusion import Exclusion
 from ssl_heads.similarity.tiled import without_infinity
+
+
+def _is_dense(impl: Impl, query: Tensor, key: Tensor) -> bool:
+    """A block has no fused kernel: ``auto`` takes tiles in its place, and who asks for the kernel is told."""
+    if impl == "triton":
+        raise ValueError('gather="ring" runs over tiles: pass impl="auto" or impl="tiled", or gather="all"')
+    return implementation(impl, query, key.shape[0]) == "dense"
 
 
 def log_sum_exp(
     query: Tensor, key: Tensor, exclusion: Exclusion, columns: bool, bound: float, impl: Impl
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exp of the block's rows, and of its columns on request (else an empty tensor)."""
-    if _dense(impl, query.shape[0] * key.shape[0]):
+    if _is_dense(impl, query, key):
         row, column = dense.log_sum_exp(query, key, 1.0, exclusion, columns)
         return row, query.new_empty(0) if column is None else column
     row, column = operators.pair_lse(query, key, *exclusion, columns, bound)
@@ -36,7 +43,7 @@ def log_sum_exp_gradient(
     impl: Impl,
 ) -> tuple[Tensor, Tensor]:
     """``W k`` and ``W^T q``, empty where not needed, from the merged log-sum-exps of rows and columns."""
-    if not _dense(impl, query.shape[0] * key.shape[0]):
+    if not _is_dense(impl, query, key):
         query_gradient, key_gradient = operators.pair_lse_backward(
             query, key, *sums, *(g.contiguous() for g in upstream), *exclusion, bound, *needs
         )
@@ -53,7 +60,7 @@ def softplus_sum(
     query: Tensor, key: Tensor, bias: Tensor, exclusion: Exclusion, impl: Impl, gradient: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``sum_ij softplus(S_ij + b)`` of the block, and on request its gradients with respect to query, key and b."""
-    if not _dense(impl, query.shape[0] * key.shape[0]):
+    if not _is_dense(impl, query, key):
         total, *gradients = operators.softplus_sum(query, key, bias, exclusion.offset, exclusion.period, gradient)
         return (total, *gradients)
     s = dense.negatives(query, key, 1.0, exclusion) + bias
