@@ -107,6 +107,11 @@ def criterion(kind: str, corrections: str, setting: Setting, dim: int) -> DeltaC
     return DeltaContrast(kind, setting.dissimilarity(), alpha, alpha_tilde)  # type: ignore[arg-type]
 
 
+def warmed_up(loss: DeltaContrast) -> DeltaContrast:
+    """What to train with at first: SCL's few large ratios are noise until NCE has found about where they are."""
+    return DeltaContrast("nce", loss.dissimilarity, loss.alpha, loss.alpha_tilde) if loss.kind == "scl" else loss
+
+
 def run(cell: Cell) -> dict[str, object]:
     torch.manual_seed(cell.seed)
     images = cell.setting == SCENES
@@ -121,10 +126,11 @@ def run(cell: Cell) -> dict[str, object]:
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, budget.steps)
 
     start, losses, clamped = time.perf_counter(), [], []
-    for _ in range(budget.steps):
+    warm_up = warmed_up(loss)
+    for step in range(budget.steps):
         pair = setting.draw(budget.batch_size, dim)
         z, w = model(observe(torch.cat(pair))).chunk(2)
-        terms = loss.terms(z, w)
+        terms = (warm_up if step < budget.steps // 3 else loss).terms(z, w)
         optimizer.zero_grad()
         terms.loss.backward()
         nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 10.0)
