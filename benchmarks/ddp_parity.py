@@ -334,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--largest", action="store_true", help="only the largest run, 4 ranks with 16,384 pairs each")
     args = parser.parse_args(argv)
     if args.largest:
-        memory((4,), 16384, 64, ("ring",))
+        write_csv(HERE / "records" / "ddp_largest.csv", memory((4,), 16384, 64, ("ring",)))
         return
     if args.only != "memory":
         rows = parity(not args.skip_uneven)
