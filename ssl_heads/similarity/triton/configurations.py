@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Kernel = Literal["forward", "forward_ids", "gradient", "panel"]
+Kernel = Literal["forward", "forward_bounded", "forward_ids", "gradient", "panel"]
 Precision = Literal["half", "float"]
 
 
@@ -48,7 +48,8 @@ def padded_width(width: int) -> int:
 SHARED_MEMORY = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 
 # (architecture, kernel, precision, width) -> tile. A gradient without an entry takes the panel. The forward kernel with
-# ids has entries of its own where the ids, 64 bits each, would not fit beside the large tile; else it takes "forward".
+# ids has entries of its own where the ids, 64 bits each, would not fit beside the large tile; the bounded one, where
+# its registers let two programs of four warps share a multiprocessor. Both take "forward" where they have no entry.
 TABLE: dict[tuple[str, Kernel, Precision, int], Tile] = {
     ("sm_80", "forward", "half", 64): Tile(128, 128, 64, 8, 3),
     ("sm_80", "forward", "half", 128): Tile(128, 128, 128, 8, 2),
@@ -76,6 +77,10 @@ TABLE: dict[tuple[str, Kernel, Precision, int], Tile] = {
     ("sm_90", "forward", "float", 128): Tile(64, 64, 32, 4, 3),
     ("sm_90", "forward", "float", 256): Tile(64, 64, 32, 4, 3),
     ("sm_90", "forward", "float", WIDE): Tile(64, 64, 32, 4, 3),
+    ("sm_90", "forward_bounded", "half", 64): Tile(128, 128, 64, 4, 3),
+    ("sm_90", "forward_bounded", "half", 128): Tile(128, 128, 128, 4, 2),
+    ("sm_90", "forward_bounded", "half", 256): Tile(128, 128, 64, 4, 3),
+    ("sm_90", "forward_bounded", "half", WIDE): Tile(128, 128, 64, 4, 3),
     ("sm_90", "gradient", "half", 64): Tile(128, 64, 64, 8, 3),
     ("sm_90", "gradient", "half", 128): Tile(128, 64, 128, 8, 3),
     ("sm_90", "gradient", "half", 256): Tile(64, 64, 256, 8, 2),
@@ -84,7 +89,7 @@ TABLE: dict[tuple[str, Kernel, Precision, int], Tile] = {
     ("sm_90", "panel", "float", WIDE): Tile(64, 64, 32, 4, 3),
     ("sm_100", "forward", "half", 64): Tile(128, 128, 32, 8, 3),
     ("sm_100", "forward", "half", 128): Tile(128, 128, 64, 8, 3),
-    ("sm_100", "forward", "half", 256): Tile(128, 128, 64, 8, 3),
+    ("sm_100", "forward", "half", 256): Tile(128, 128, 32, 8, 3),
     ("sm_100", "forward", "half", WIDE): Tile(128, 128, 64, 8, 3),
     ("sm_100", "forward", "float", 64): Tile(64, 64, 32, 4, 3),
     ("sm_100", "forward", "float", 128): Tile(64, 64, 32, 4, 3),

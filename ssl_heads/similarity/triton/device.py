@@ -18,6 +18,7 @@ INTERPRETED = not isinstance(tiles.load_rows, triton.JITFunction)
 # One program of the interpreter costs milliseconds: small tiles, so that small tests cross several of them.
 INTERPRETER_TILES: dict[Kernel, Tile] = {
     "forward": Tile(32, 32, 64, 4, 1),
+    "forward_bounded": Tile(32, 32, 64, 4, 1),
     "forward_ids": Tile(32, 32, 64, 4, 1),
     "gradient": Tile(32, 32, 0, 4, 1),
     "panel": Tile(32, 32, 64, 4, 1),
@@ -65,6 +66,7 @@ def tile_for(architecture: str, kernel: Kernel, precision: Precision, width: int
         return INTERPRETER_TILES[kernel]
     if kernel == "panel":
         width = WIDE
-    if kernel == "forward_ids":
-        return TABLE.get((architecture, kernel, precision, width), TABLE[architecture, "forward", precision, width])
-    return TABLE.get((architecture, kernel, precision, width))
+    own = TABLE.get((architecture, kernel, precision, width))
+    if own is None and kernel in ("forward_bounded", "forward_ids"):
+        return TABLE[architecture, "forward", precision, width]
+    return own

@@ -39,7 +39,8 @@ def forward_kernel(
     split = tl.program_id(1)
     rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
     scale = tl.load(scale_ptr) * LOG2_E
-    row_bias = load_bias(row_bias_ptr, rows, N, HAS_ROW_BIAS)
+    if HAS_ROW_BIAS:
+        row_bias = load_bias(row_bias_ptr, rows, N)
     blocks = tl.cdiv(N, BLOCK_M)
     maximum = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
@@ -53,10 +54,10 @@ def forward_kernel(
         if ONE_SET:
             column_block = (block + tile) % blocks
         columns = column_block * BLOCK_N + tl.arange(0, BLOCK_N)
-        column_bias = load_bias(column_bias_ptr, columns, M, HAS_COLUMN_BIAS)
+        counted = M
         if ONE_SET:
             # two blocks half a circle apart meet twice: the second meeting counts nothing
-            column_bias = tl.where((2 * tile == blocks) & (block >= tile), float("-inf"), column_bias)
+            counted = tl.where((2 * tile == blocks) & (block >= tile), 0, M)
         if WIDTH == BLOCK_D:
             k = load_rows(k_ptr, columns, M, k_stride, 0, BLOCK_D)
             products = tl.dot(q, tl.trans(k), input_precision=PRECISION)
@@ -64,11 +65,15 @@ def forward_kernel(
             products = streamed_products(
                 q_ptr, k_ptr, rows, columns, N, M, q_stride, k_stride, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
             )
-        if COLUMNS or HAS_ROW_BIAS:
-            x = products * scale + (row_bias[:, None] + column_bias[None, :])
-        else:
-            x = products * scale + column_bias[None, :]
-        x = leave_out(x, rows, columns, N, M, query_ids_ptr, key_ids_ptr, offset, period, DIAGONAL, IDS, BLOCK_M)
+        x = products * scale
+        if HAS_ROW_BIAS:
+            x += row_bias[:, None]
+        if HAS_COLUMN_BIAS:
+            x += load_bias(column_bias_ptr, columns, M)[None, :]
+        x = leave_out(
+            x, block * BLOCK_M, column_block * BLOCK_N, N, counted, query_ids_ptr, key_ids_ptr, offset, period,
+            DIAGONAL, IDS, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
 
         if SOFTPLUS:
             total += tl.sum(softplus(x * LN_2), 1)

@@ -69,7 +69,8 @@ def gradient_kernel(
     split = tl.program_id(1)
     rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
     scale = tl.load(scale_ptr) * LOG2_E
-    row_bias = load_bias(row_bias_ptr, rows, N, HAS_ROW_BIAS)
+    if HAS_ROW_BIAS:
+        row_bias = load_bias(row_bias_ptr, rows, N)
     row_shift, row_factor = load_upstream(row_shift_ptr, row_factor_ptr, rows, N, ROWS, BOUNDED)
     q = load_rows(q_ptr, rows, N, q_stride, 0, WIDTH)
     out = tl.zeros((BLOCK_M, WIDTH), tl.float32)
@@ -79,12 +80,18 @@ def gradient_kernel(
     end = tl.minimum(begin + tiles_per_split, tiles)
     for tile in range(begin, end):
         columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        column_bias = load_bias(column_bias_ptr, columns, M, HAS_COLUMN_BIAS)
         column_shift, column_factor = load_upstream(column_shift_ptr, column_factor_ptr, columns, M, COLUMNS, BOUNDED)
         k = load_rows(k_ptr, columns, M, k_stride, 0, WIDTH)
         products = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        x = products * scale + (row_bias[:, None] + column_bias[None, :])
-        x = leave_out(x, rows, columns, N, M, query_ids_ptr, key_ids_ptr, offset, period, DIAGONAL, IDS, BLOCK_M)
+        x = products * scale
+        if HAS_ROW_BIAS:
+            x += row_bias[:, None]
+        if HAS_COLUMN_BIAS:
+            x += load_bias(column_bias_ptr, columns, M)[None, :]
+        x = leave_out(
+            x, block * BLOCK_M, tile * BLOCK_N, N, M, query_ids_ptr, key_ids_ptr, offset, period,
+            DIAGONAL, IDS, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
         weights = pair_weights(x, row_shift, row_factor, column_shift, column_factor, ROWS, COLUMNS, BOUNDED, SOFTPLUS)
         if SUMS:
             sums += tl.sum(weights, 1)
@@ -119,19 +126,23 @@ def panel_kernel(
     group = program // (GROUP * column_blocks)
     height = tl.minimum(row_blocks - group * GROUP, GROUP)
     within = program - group * GROUP * column_blocks
-    rows = first_row + (group * GROUP + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = first_column + (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    top = first_row + (group * GROUP + within % height) * BLOCK_M
+    left = first_column + (within // height) * BLOCK_N
+    rows = top + tl.arange(0, BLOCK_M)
+    columns = left + tl.arange(0, BLOCK_N)
 
     products = streamed_products(
         q_ptr, k_ptr, rows, columns, N, M, q_stride, k_stride, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
     )
     scale = tl.load(scale_ptr) * LOG2_E
-    row_bias = load_bias(row_bias_ptr, rows, N, HAS_ROW_BIAS)
-    column_bias = load_bias(column_bias_ptr, columns, M, HAS_COLUMN_BIAS)
     row_shift, row_factor = load_upstream(row_shift_ptr, row_factor_ptr, rows, N, ROWS, BOUNDED)
     column_shift, column_factor = load_upstream(column_shift_ptr, column_factor_ptr, columns, M, COLUMNS, BOUNDED)
-    x = products * scale + (row_bias[:, None] + column_bias[None, :])
-    x = leave_out(x, rows, columns, N, M, query_ids_ptr, key_ids_ptr, offset, period, DIAGONAL, IDS, BLOCK_M)
+    x = products * scale
+    if HAS_ROW_BIAS:
+        x += load_bias(row_bias_ptr, rows, N)[:, None]
+    if HAS_COLUMN_BIAS:
+        x += load_bias(column_bias_ptr, columns, M)[None, :]
+    x = leave_out(x, top, left, N, M, query_ids_ptr, key_ids_ptr, offset, period, DIAGONAL, IDS, BLOCK_M, BLOCK_N)
     weights = pair_weights(x, row_shift, row_factor, column_shift, column_factor, ROWS, COLUMNS, BOUNDED, SOFTPLUS)
     # the launcher bounds the panel in bytes, so 32 bits hold its offsets
     offsets = (rows - first_row)[:, None] * panel_stride + (columns - first_column)[None, :]

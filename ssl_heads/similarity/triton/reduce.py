@@ -92,8 +92,10 @@ def _add(total: Tensor, part: Tensor, bounded: bool) -> Tensor:
     return total + part if bounded else torch.logaddexp(total, part)
 
 
-def _kernel(s: Operands) -> Kernel:
-    return "forward" if s.exclusion.query_ids is None else "forward_ids"
+def _kernel(s: Operands, bounded: bool) -> Kernel:
+    if s.exclusion.query_ids is not None:
+        return "forward_ids"
+    return "forward_bounded" if bounded else "forward"
 
 
 def _reduce(s: Operands, columns: bool, bounded: bool, softplus: bool = False) -> tuple[Tensor, Tensor]:
@@ -105,7 +107,7 @@ def _reduce(s: Operands, columns: bool, bounded: bool, softplus: bool = False) -
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
         return _reduce_tiles(s, tile, columns, bounded, softplus)
 
-    return run(choose(_kernel(s), s, (columns, bounded, softplus), run))
+    return run(choose(_kernel(s, bounded), s, (columns, bounded, softplus), run))
 
 
 def _reduce_tiles(s: Operands, tile: Tile, columns: bool, bounded: bool, softplus: bool) -> tuple[Tensor, Tensor]:
@@ -133,7 +135,7 @@ def _reduce_one_set(s: Operands, bounded: bool) -> Tensor:
     def run(tile: Tile) -> Tensor:
         return _reduce_circle(s, tile, bounded)
 
-    return run(choose(_kernel(s), s, ("one set", bounded), run))
+    return run(choose(_kernel(s, bounded), s, ("one set", bounded), run))
 
 
 def _reduce_circle(s: Operands, tile: Tile, bounded: bool) -> Tensor:

@@ -1,7 +1,8 @@
 """What every kernel does with one tile of the similarity matrix: load rows, multiply, bias, leave pairs out.
 
 Logits are kept in base 2, ``x = S * log2(e)``, so that one ``exp2`` an element is the only transcendental.
-Rows and columns past the end carry the bias ``-inf``: they enter neither a maximum nor a sum.
+Rows and columns past the end are ``-inf`` like excluded pairs: they enter neither a maximum nor a sum. Most tiles have
+neither an edge nor an excluded diagonal, and one scalar comparison finds that out.
 """
 
 from __future__ import annotations
@@ -30,14 +31,9 @@ def load_rows(pointer, rows, count, stride, first, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def load_bias(pointer, positions, count, HAS_BIAS: tl.constexpr):
-    """The bias in base 2, ``-inf`` past the end."""
-    valid = positions < count
-    if HAS_BIAS:
-        bias = tl.load(pointer + positions, mask=valid, other=0.0) * LOG2_E
-    else:
-        bias = tl.zeros(positions.shape, tl.float32)
-    return tl.where(valid, bias, float("-inf"))
+def load_bias(pointer, positions, count):
+    """The bias in base 2."""
+    return tl.load(pointer + positions, mask=positions < count, other=0.0) * LOG2_E
 
 
 @triton.jit
@@ -56,28 +52,27 @@ def streamed_products(
 
 @triton.jit
 def leave_out(
-    x, rows, columns, N, M, query_ids_ptr, key_ids_ptr, offset, period,
-    DIAGONAL: tl.constexpr, IDS: tl.constexpr, BLOCK_M: tl.constexpr,
+    x, first_row, first_column, N, M, query_ids_ptr, key_ids_ptr, offset, period,
+    DIAGONAL: tl.constexpr, IDS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """``-inf`` where ``j == i + offset (mod period)``, and where the ids are equal, or are different.
-
-    ``rows`` and ``columns`` are runs of consecutive positions, so the scalar distance of their first elements says
-    where the excluded diagonal crosses the tile, and one comparison an element is left.
-    """
+    """``-inf`` past the end, where ``j == i + offset (mod period)``, and where the ids are equal, or are different."""
+    i = tl.arange(0, BLOCK_M)[:, None]
+    j = tl.arange(0, BLOCK_N)[None, :]
+    if (first_row + BLOCK_M > N) | (first_column + BLOCK_N > M):
+        x = tl.where((first_row + i < N) & (first_column + j < M), x, float("-inf"))
     if DIAGONAL != NO_DIAGONAL:
-        first_row = tl.min(rows, 0)
-        first_column = tl.min(columns, 0)
-        shift = (first_row.to(tl.int64) + offset - first_column + BLOCK_M) % period
+        # the tile's own diagonal j - i, at least -BLOCK_M, that is left out first
+        shift = (tl.cast(first_row, tl.int64) + offset - first_column + BLOCK_M) % period
         shift = tl.where(shift < 0, shift + period, shift)  # the device's remainder keeps the sign of the dividend
         diagonal = (shift - BLOCK_M).to(tl.int32)
-        aligned_rows = rows - first_row + diagonal
-        local_columns = columns - first_column
         if DIAGONAL == ONE_DIAGONAL:
-            excluded = local_columns[None, :] == aligned_rows[:, None]
+            if diagonal < BLOCK_N:
+                x = tl.where(j == i + diagonal, float("-inf"), x)
         else:
-            excluded = (local_columns[None, :] - aligned_rows[:, None]) % tl.cast(period, tl.int32) == 0
-        x = tl.where(excluded, float("-inf"), x)
+            x = tl.where((j - i - diagonal) % tl.cast(period, tl.int32) == 0, float("-inf"), x)
     if IDS != NO_IDS:
+        rows = first_row + tl.arange(0, BLOCK_M)
+        columns = first_column + tl.arange(0, BLOCK_N)
         query_ids = tl.load(query_ids_ptr + rows, mask=rows < N, other=0)
         key_ids = tl.load(key_ids_ptr + columns, mask=columns < M, other=0)
         excluded = query_ids[:, None] == key_ids[None, :]

@@ -58,11 +58,13 @@ ELEMENT_POINTERS = {
 
 FUNCTIONS = {
     "forward": forward_kernel,
+    "forward_bounded": forward_kernel,
     "forward_ids": forward_kernel,
     "gradient": gradient_kernel,
     "panel": panel_kernel,
 }
-EVERYTHING = {"HAS_ROW_BIAS": True, "HAS_COLUMN_BIAS": True, "IDS": LEAVE_OUT_EQUAL.value}
+BIASES = {"HAS_ROW_BIAS": True, "HAS_COLUMN_BIAS": True}
+EVERYTHING = {**BIASES, "IDS": LEAVE_OUT_EQUAL.value}
 
 
 class Case(NamedTuple):
@@ -82,9 +84,9 @@ def cases() -> Iterator[Case]:
     for (architecture, kernel, precision, width), tile in TABLE.items():
         element = "fp32" if precision == "float" else "bf16"
         for mode, constants in modes(kernel, precision, width):
-            own_entry = (architecture, "forward_ids", precision, width) in TABLE
-            if kernel == "forward" and "ids" in mode and own_entry:
-                continue
+            special = "forward_ids" if "ids" in mode else "forward_bounded" if "bounded" in mode else kernel
+            if kernel == "forward" and special != kernel and (architecture, special, precision, width) in TABLE:
+                continue  # the mode takes that entry
             name = f"{architecture} {kernel} {element} {width or COMPILED_WIDTH} {mode}"
             yield case(name, architecture, kernel, element, width or COMPILED_WIDTH, tile, constants)
     for architecture in TARGETS:
@@ -109,16 +111,20 @@ def rowwise_cases(architecture: str) -> Iterator[Case]:
 def modes(kernel: str, precision: str, width: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """The modes that cost most registers for every entry, and all that differ in kind for a few."""
     typical = width in (128, WIDE) if precision == "half" else width in (64, WIDE)
-    if kernel.startswith("forward"):
-        online = {"BOUNDED": False, "COLUMNS": True, "ONE_SET": False, "SOFTPLUS": False}
-        if kernel == "forward_ids" or typical:
-            yield "online columns ids biases", online | EVERYTHING
-        if kernel == "forward_ids":
-            return
+    online = {"BOUNDED": False, "COLUMNS": True, "ONE_SET": False, "SOFTPLUS": False}
+    bounded = online | {"BOUNDED": True}
+    if kernel == "forward_ids":
+        yield "online columns ids biases", online | EVERYTHING
+    elif kernel == "forward_bounded":
+        yield "bounded columns", bounded
+        yield "bounded one set biases", bounded | {"ONE_SET": True} | BIASES
+    elif kernel == "forward":
         yield "online columns", online
+        if typical:
+            yield "online columns ids biases", online | EVERYTHING
         if typical and precision == "half":
-            yield "bounded columns", online | {"BOUNDED": True}
-            yield "bounded one set", online | {"BOUNDED": True, "ONE_SET": True}
+            yield "bounded columns", bounded
+            yield "bounded one set", bounded | {"ONE_SET": True}
             yield "online rows", online | {"COLUMNS": False}
             yield "softplus", online | {"COLUMNS": False, "SOFTPLUS": True}
     else:
@@ -205,6 +211,7 @@ def _nvidia_figures(cubin: bytes) -> dict[str, int]:
         "matrix": len(re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b", assembly)),
         "exponentials": len(re.findall(r"\bMUFU\.EX2\b", assembly)),
         "asynchronous": len(re.findall(r"\b(?:LDGSTS|UTMALDG|UBLKCP)\b", assembly)),
+        "exchanges": len(re.findall(r"\bSHFL\b", assembly)),
     }
 
 

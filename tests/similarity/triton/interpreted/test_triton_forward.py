@@ -187,10 +187,12 @@ def broken(monkeypatch: pytest.MonkeyPatch, name: str, mutant: Any) -> None:
 
 
 def test_a_padded_column_that_counts_as_zero_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def zero_past_the_end(pointer: Any, positions: Any, count: Any, HAS_BIAS: Any) -> Any:
-        return forward.tl.zeros(positions.shape, forward.tl.float32)
+    original = forward.leave_out
 
-    broken(monkeypatch, "load_bias", zero_past_the_end)
+    def without_an_end(x: Any, first_row: Any, first_column: Any, N: Any, M: Any, *rest: Any) -> Any:
+        return original(x, first_row, first_column, 10**6, 10**6, *rest)
+
+    broken(monkeypatch, "leave_out", without_an_end)
     for bound in (math.inf, 30.0):
         with pytest.raises(AssertionError):
             test_rows_and_columns("nothing", bound)
@@ -209,8 +211,8 @@ def test_a_missing_mask_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_mirrored_mask_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     original = forward.leave_out
 
-    def mirrored(x: Any, rows: Any, columns: Any, N: Any, M: Any, q: Any, k: Any, offset: Any, *rest: Any) -> Any:
-        return original(x, rows, columns, N, M, q, k, -offset, *rest)
+    def mirrored(x: Any, row: Any, column: Any, N: Any, M: Any, q: Any, k: Any, offset: Any, *rest: Any) -> Any:
+        return original(x, row, column, N, M, q, k, -offset, *rest)
 
     broken(monkeypatch, "leave_out", mirrored)
     for pattern in ("diagonal right", "diagonal left", "short period", "period of a tile and more"):

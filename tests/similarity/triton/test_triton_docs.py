@@ -1,0 +1,39 @@
+"""The page about performance says what the record of compiled figures and the model say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "performance_gpu.md").read_text(encoding="utf-8")
+
+
+def test_compiled_figures() -> None:
+    record = json.loads(Path(__file__).with_name("aot_golden.json").read_text())["kernels"]
+    found = 0
+    for line in PAGE.splitlines():
+        name, *figures = [cell.strip() for cell in line.strip("|").split("|")]
+        if name in record:
+            row = record[name]
+            assert figures == [
+                str(row["registers"]), f"{row['shared'] / 1024:.1f}", str(row["matrix"]), str(row["exponentials"]),
+                str(row.get("exchanges", "")),
+            ], name  # fmt: skip
+            found += 1
+    assert found > 15
+
+
+def test_model(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu.print_model()
+    assert capsys.readouterr().out.strip() in PAGE
+
+
+def test_shuffles_of_the_model_are_those_of_the_machine_code() -> None:
+    row = json.loads(Path(__file__).with_name("aot_golden.json").read_text())["kernels"]
+    compiled = row["sm_90 forward_bounded bf16 768 bounded columns"]
+    assert compiled["exchanges"] / compiled["exponentials"] == pytest.approx(gpu.EXCHANGES, abs=0.02)
