@@ -131,12 +131,39 @@ def page(text: str, records: Path) -> str:
     return text
 
 
+def summary(path: Path) -> str:
+    """The README's lines: ours beside what it replaces, where that exists."""
+    lines = [
+        "| forward and backward, fp32, {threads} CPU threads | ssl-heads | in place of | faster by | memory |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    by_work: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for r in rows(path):
+        by_work[r["work"]].append(r)
+    for work, records in by_work.items():
+        ours = records[0]
+        for r in records[1:]:
+            if r["contestant"] == "F.linear_cross_entropy" or int(r["rows"]) < 256 or r["median_ms"] == "nan":
+                continue
+            memory = f"{float(ours['peak_extra_mb']):,.0f} MB for {float(r['peak_extra_mb']):,.0f} MB"
+            time = f"{float(ours['median_ms']):,.{0 if float(ours['median_ms']) > 10 else 1}f} ms"
+            lines.append(f"| {work} | {time} | {r['contestant']} | {float(r['ratio']):.1f}x | {memory} |")
+    return "\n".join(lines).format(threads=next(iter(by_work.values()))[0]["threads"])
+
+
+def readme(text: str, records: Path) -> str:
+    """README.md with its lines of the committed records."""
+    return between_markers(text, "performance", summary(records / "similarity_bars.csv"))
+
+
 def main() -> None:
     """Write the picture and the tables."""
     docs = HERE.parent / "docs"
     plot(HERE / "records" / "similarity_sweep.csv", docs / "images" / "similarity.png")
     path = docs / "performance.md"
     path.write_text(page(path.read_text(), HERE / "records"))
+    path = HERE.parent / "README.md"
+    path.write_text(readme(path.read_text(), HERE / "records"))
 
 
 if __name__ == "__main__":
