@@ -297,7 +297,10 @@ def check(args: argparse.Namespace, images: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    settings = {name: getattr(args, name) for name in ("data", "epochs", "batch_size", "lr", "temperature", "seed")}
+    settings = {
+        name: getattr(args, name)
+        for name in ("data", "image_size", "epochs", "batch_size", "lr", "temperature", "seed")
+    }
     try:
         train_split, test_split = load(args.data, args.root, args.download, args.image_size)
         check(args, len(train_split.images))

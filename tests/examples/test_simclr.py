@@ -91,7 +91,7 @@ def test_training_lowers_the_loss(arm: str, digits: images.Split):
     assert loss(trained) < loss(untrained) - 0.1
     assert seconds > 0
     if arm == "tricl":
-        assert (trained.importance() - untrained.importance()).abs().min() > 1e-3
+        assert (trained.importance() - untrained.importance()).abs().median() > 5e-3
 
 
 def test_all_arms_give_one_table_and_one_picture(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -114,7 +114,7 @@ def test_all_arms_give_one_table_and_one_picture(folder: Path, tmp_path: Path, c
 
 def test_ctrl_c_leaves_a_checkpoint_that_resumes_bit_for_bit(folder: Path, tmp_path: Path):
     interrupted, whole = tmp_path / "interrupted.pt", tmp_path / "whole.pt"
-    options = ["--arms", "bayes", "tricl", "--epochs", "3"]
+    options = ["--arms", "bayes", "tricl", "--epochs", "4", "--batch-size", "160"]
     command = [
         sys.executable,
         str(EXAMPLES / "simclr.py"),
@@ -122,11 +122,11 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes_bit_for_bit(folder: Path, tmp_p
     ]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not interrupted.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130, errors
@@ -134,7 +134,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes_bit_for_bit(folder: Path, tmp_p
     assert "Traceback" not in errors
     saved = torch.load(interrupted)["arms"]
     assert list(saved) == ["bayes"]
-    assert 0 < saved["bayes"]["step"] < 12
+    assert 0 < saved["bayes"]["step"] < 8
 
     for path in (interrupted, whole):
         simclr.main(small_run(folder, *options, "--checkpoint", str(path)))
@@ -143,7 +143,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes_bit_for_bit(folder: Path, tmp_p
     for arm in resumed:
         del resumed[arm]["seconds"], uninterrupted[arm]["seconds"]
         assert_same(resumed[arm], uninterrupted[arm])
-    assert resumed["bayes"]["step"] == 12
+    assert resumed["bayes"]["step"] == 8
 
 
 def assert_same(a: object, b: object) -> None:
