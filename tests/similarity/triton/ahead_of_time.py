@@ -154,26 +154,36 @@ def case(
     return Case(name, architecture, function, constants, element, tile.warps, tile.stages)
 
 
-def compile_case(c: Case) -> Any:
+def compile_case(c: Case, wide_integers: tuple[str, ...] = ()) -> Any:
     """The compiled kernel, with the divisibility that the launcher's aligned buffers have."""
     signature, attributes = {}, {}
     for position, name in enumerate(c.kernel.arg_names):
         if name in c.constants:
             signature[name] = "constexpr"
         elif name in INTEGERS:
-            signature[name] = "i32"
+            signature[name] = "i64" if name in wide_integers else "i32"
         elif name in FLOATS:
             signature[name] = "fp32"
         elif name in ("query_ids_ptr", "key_ids_ptr", "seed_ptr"):
             signature[name] = "*i64"
         else:
             signature[name] = f"*{c.element}" if name in ELEMENT_POINTERS else "*fp32"
-        if signature[name].startswith("*") or name in ALIGNED_INTEGERS:
+        if signature[name].startswith("*") or (signature[name] == "i32" and name in ALIGNED_INTEGERS):
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=c.kernel, signature=signature, constexprs=c.constants, attrs=attributes)
     return triton.compile(
         source, target=TARGETS[c.architecture], options={"num_warps": c.warps, "num_stages": c.stages}
     )
+
+
+def compile_extremes(architecture: str) -> int:
+    """Compile each kernel as the launcher does for integers that are 1, which become constants, or beyond 32 bits."""
+    chosen = {c.kernel: c for c in cases() if c.architecture == architecture}
+    for kernel, c in chosen.items():
+        integers = [name for name in kernel.arg_names if name in INTEGERS]
+        compile_case(c._replace(constants={**c.constants, **dict.fromkeys(integers, 1)}))
+        compile_case(c, wide_integers=("offset", "period"))
+    return len(chosen)
 
 
 def figures(c: Case) -> dict[str, int]:
@@ -247,7 +257,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="renew the committed record")
     parser.add_argument("--only", default="", help="prefix of the case names")
+    parser.add_argument("--extremes", default="", help="an architecture: compile for integers of 1 and beyond 32 bits")
     arguments = parser.parse_args()
+    if arguments.extremes:
+        print(f"{compile_extremes(arguments.extremes)} kernels compile")
+        return 0
     record = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {"triton": "", "kernels": {}}
     golden = record["kernels"]
     # another compiler allocates other registers: then only what no kernel may do is checked
