@@ -10,11 +10,19 @@ from torch import Tensor
 
 
 def positive(name: str, value: float | Tensor) -> None:
-    """A finite number above zero; a tensor is not looked into, since that would wait for the device."""
+    """A finite number above zero; a tensor is looked into only where that waits for no device and breaks no graph."""
     if isinstance(value, Tensor):
         scalar(name, value)
-    elif not 0 < value < math.inf:
+        if not visible(value):
+            return
+        value = value.item()
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
+
+
+def visible(x: Tensor) -> bool:
+    """Whether a look at the data waits for no device and breaks no graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def scalar(name: str, value: float | Tensor | None) -> None:
@@ -31,8 +39,16 @@ def choice(name: str, value: object, options: Iterable[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}; got {value!r}")
 
 
+def tensor(name: str, x: object) -> None:
+    """A tensor, and not the tuple of a head that returns more than embeddings."""
+    if not isinstance(x, Tensor):
+        hint = "; pass its .embeddings" if hasattr(x, "embeddings") else ""
+        raise ValueError(f"{name} must be a tensor, got {type(x).__name__}{hint}")
+
+
 def rows(name: str, x: Tensor) -> None:
     """A floating-point matrix of shape (n, d) with at least one row."""
+    tensor(name, x)
     if x.ndim != 2 or not x.is_floating_point():
         raise ValueError(
             f"{name} must be a floating-point tensor of shape (n, d), got {x.dtype} of shape {tuple(x.shape)}"
@@ -82,7 +98,7 @@ def integers(name: str, x: Tensor, count: int, owner: str, of: Tensor) -> None:
 
 def classes(name: str, labels: Tensor, count: int) -> None:
     """Labels from 0 to count - 1; looked at only where that waits for no device and breaks no graph."""
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or labels.numel() == 0:
+    if not visible(labels) or labels.numel() == 0:
         return
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= count:

@@ -44,6 +44,8 @@ def param_groups(
     if not modules:
         raise ValueError("param_groups needs at least one module")
     for module in modules:
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"param_groups takes modules, got {type(module).__name__}: pass model, not its parameters")
         if not any(p.requires_grad for p in module.parameters()):
             raise ValueError(
                 f"{type(module).__name__} has no trainable parameter; leave it out, or unfreeze it before this call"

@@ -55,6 +55,8 @@ class Shard(NamedTuple):
             ValueError: On every rank, if one has no rows, or width, dtype or the need of a gradient differ.
         """
         check_gather(gather)
+        for view in views:
+            _check.tensor("embeddings", view)
         x = views[0]
         if gather == "none" or world_size(group) == 1:
             return cls("none", None, 0, (x.shape[0],))

@@ -16,6 +16,8 @@ class FeatureImportance(nn.Module):
 
     It is the diagonal S of tri-factor contrast :math:`z^\top S z'`. Give its parameters to the optimiser, without
     weight decay (:func:`ssl_heads.optim.param_groups` does both): an importance that is never updated orders nothing.
+    Adam moves a parameter by about its learning rate a step, and the importances have to spread from 1: a group of
+    their own with some ten times the network's rate lets them.
 
     Args:
         dim: width of the embedding.

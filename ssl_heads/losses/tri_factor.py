@@ -82,6 +82,8 @@ class TriFactorContrast(GatheringLoss):
         super().__init__(gather, group)
         if (dim is None) == (importance is None):
             raise ValueError(f"give either dim or importance, got dim={dim} and importance={importance}")
+        if importance is not None and not isinstance(importance, FeatureImportance):
+            raise ValueError(f"importance must be a FeatureImportance, got {type(importance).__name__}")
         _check.choice("kind", kind, ("infonce", "spectral"))
         _check.positive("temperature", temperature)
         if not 0 <= decorrelation_weight < math.inf:
