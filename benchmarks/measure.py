@@ -53,9 +53,25 @@ def step(loss: Loss, inputs: Sequence[Tensor]) -> Tensor:
     """Forward and backward; gradients are left on the inputs."""
     for x in inputs:
         x.grad = None
-    value = loss(inputs)
-    value.backward()
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(getattr(loss, "matmul_precision", precision))
+    try:
+        value = loss(inputs)
+        value.backward()
+    finally:
+        torch.set_float32_matmul_precision(precision)
     return value.detach()
+
+
+@dataclass(frozen=True)
+class Through:
+    """A loss under another `torch.set_float32_matmul_precision`: "medium" sends torch's products to oneDNN too."""
+
+    loss: Loss
+    matmul_precision: str = "medium"
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
+        return self.loss(inputs)
 
 
 def peak_extra_bytes(loss: Loss, inputs: Sequence[Tensor]) -> int:
@@ -88,15 +104,19 @@ def alternate(losses: dict[str, Loss], make_inputs: MakeInputs, repeats: int) ->
     return seconds
 
 
-def gradient_error(loss: Loss, exact: Loss, inputs: Sequence[Tensor]) -> float:
-    """Relative norm of the gradient's difference from the same loss in float64."""
+def exact_gradient(exact: Loss, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of a loss in float64, on the same inputs."""
     doubles = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
     step(exact, doubles)
+    return [x.grad for x in doubles if x.grad is not None]
+
+
+def gradient_error(loss: Loss, truth: Sequence[Tensor], inputs: Sequence[Tensor]) -> float:
+    """Relative norm of a gradient's difference from the truth."""
     step(loss, inputs)
-    wanted = [x for x in inputs if x.requires_grad]
-    truth = [x.grad for x in doubles if x.requires_grad]
-    difference = sum(float((a.grad.double() - b).square().sum()) for a, b in zip(wanted, truth, strict=True))  # type: ignore[union-attr]
-    return (difference / sum(float(b.square().sum()) for b in truth)) ** 0.5  # type: ignore[union-attr]
+    actual = [x.grad for x in inputs if x.grad is not None]
+    difference = sum(float((a.double() - b).square().sum()) for a, b in zip(actual, truth, strict=True))
+    return (difference / sum(float(b.square().sum()) for b in truth)) ** 0.5
 
 
 def product_seconds(product: Callable[[Tensor, Tensor], Tensor], rows: int, columns: int, width: int) -> float:

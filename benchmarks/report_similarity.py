@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 STYLE = {
     "ssl-heads": {"color": "#c0392b", "linewidth": 2.6, "zorder": 5},
     "dense cross entropy": {"color": "#2c3e50"},
+    "dense cross entropy, oneDNN": {"color": "#2c3e50", "linestyle": "--"},
     "F.linear_cross_entropy": {"color": "#8e44ad"},
     "papers' form": {"color": "#7f8c8d"},
     "lightly": {"color": "#2980b9"},

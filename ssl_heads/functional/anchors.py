@@ -72,8 +72,9 @@ def anchor_regression(
     _check.choice("distance", distance, get_args(Distance))
     _check.rows("anchors", anchors)
     _check.same_width("embeddings", embeddings, "anchors", anchors)
+    labels = labels.long()
     labelled = labels != ignore_index
-    index = torch.where(labelled, labels, 0).long()
+    index = torch.where(labelled, labels, 0)
     _check_labels(index, len(anchors), ignore_index)
 
     u = safe_normalize(promote(embeddings))

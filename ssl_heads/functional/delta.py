@@ -215,11 +215,18 @@ def delta_terms(
         return DeltaTerms(shard.mean(repulsion - 2 * bounded_exp(positive, clamp)), share)
 
 
+LARGEST_CLAMP = 40.0
+
+
 def check_delta(kind: str, symmetric: bool, ratio: str, clamp: float, gather: str, impl: Impl) -> None:
     """Raise ``ValueError`` for an unknown choice, or a choice that the kind does not have."""
     _check.choice("kind", kind, get_args(DeltaKind))
     _check.choice("ratio", ratio, get_args(Ratio))
     _check.positive("clamp", clamp)
+    if clamp > LARGEST_CLAMP:
+        raise ValueError(
+            f"clamp must be at most {LARGEST_CLAMP}, so that sums of exp(2 clamp) stay finite; got {clamp}"
+        )
     check_gather(gather)
     check_impl(impl)
     if gather == "ring":

@@ -54,7 +54,8 @@ def safe_normalize(x: Tensor, eps: float | None = None) -> Tensor:
     ReLU and closed gates produce zero rows as a matter of course. ``torch.nn.functional.normalize`` divides them by
     1e-12: a gradient of that inverse in float32, NaN in float16. Here the gradient's factor never exceeds
     :math:`1/\varepsilon`, and a row at or below :math:`\varepsilon` is left out of the backward altogether. The norm is
-    taken in float32 (float64 stays), so a large float16 row does not overflow.
+    taken in float32 (float64 stays), so a large float16 row does not overflow; entries above 1e18 would, and such a row
+    has no direction either.
 
     Args:
         x: ``(..., d)``, floating.
@@ -78,5 +79,7 @@ def safe_normalize(x: Tensor, eps: float | None = None) -> Tensor:
         eps = default_eps(x.dtype)
     if not eps >= 0:
         raise ValueError(f"eps must be at least 0; got {eps}")
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return (x / _norm(x, eps)).to(x.dtype)  # torch.func differentiates the expression itself
     y: Tensor = _SafeNormalize.apply(x, eps)
     return y

@@ -20,6 +20,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ssl_heads import _check
 from ssl_heads.similarity import dense, operators
@@ -40,6 +41,15 @@ __all__ = ["Exclusion", "Impl", "check_impl", "log_sum_exp", "promote", "self_lo
 def check_impl(impl: str) -> None:
     """Raise ``ValueError`` for an unknown implementation."""
     _check.choice("impl", impl, get_args(Impl))
+
+
+def refuse_tangents(*tensors: Tensor | float | None) -> None:
+    """An operator without a forward-mode derivative would drop a tangent without a word."""
+    if torch.compiler.is_compiling():
+        return
+    for x in tensors:
+        if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
+            raise RuntimeError('tiles and kernels have no forward-mode derivative; pass impl="dense" for jvp')
 
 
 def promote(x: Tensor) -> Tensor:
@@ -94,6 +104,7 @@ def log_sum_exp(
     chosen = implementation(impl, query, key.shape[0])
     if chosen == "dense":
         return dense.log_sum_exp(query, key, scale, exclusion, columns)
+    refuse_tangents(query, key, scale)
     if chosen == "triton":
         from ssl_heads.similarity.triton import operators as fused
 
@@ -135,6 +146,7 @@ def self_log_sum_exp(
     chosen = implementation(impl, x, x.shape[0])
     if chosen == "dense":
         return dense.log_sum_exp(x if weight is None else x * weight, x, scale, exclusion, columns=False)[0]
+    refuse_tangents(x, weight, scale)
     if chosen == "triton":
         from ssl_heads.similarity.triton import operators as fused
 
@@ -172,6 +184,7 @@ def softplus_sum(
     chosen = implementation(impl, query, key.shape[0])
     if chosen == "dense":
         return dense.softplus_sum(query, key, scale, bias, exclusion)
+    refuse_tangents(query, key, scale, bias)
     if chosen == "triton":
         from ssl_heads.similarity.triton import operators as fused
 

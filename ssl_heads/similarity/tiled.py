@@ -69,8 +69,8 @@ def upper_triangle(count: int, side: int) -> Iterator[tuple[slice, slice]]:
 
 
 def largest_logit(query: Tensor, key: Tensor) -> float:
-    """``max_i |q_i| * max_j |k_j| >= max_ij |S_ij|``, by Cauchy and Schwarz."""
-    return float(query.norm(dim=1).max()) * float(key.norm(dim=1).max())
+    """``max_i |q_i| * max_j |k_j| >= max_ij |S_ij|``, by Cauchy and Schwarz, with room for rounding."""
+    return 1.001 * float(query.norm(dim=1).max()) * float(key.norm(dim=1).max())
 
 
 def common_shift(bound: float, count: int, dtype: torch.dtype) -> float:
@@ -85,7 +85,8 @@ def is_exact(log_sum: Tensor, shift: float, bound: float, count: int) -> bool:
     info = torch.finfo(log_sum.dtype)
     if shift + bound < -math.log(info.tiny):
         return True
-    return bool((log_sum - shift).min() > math.log(info.tiny * count / info.eps))
+    smallest, largest = float(log_sum.min()), float(log_sum.max())
+    return smallest - shift > math.log(info.tiny * count / info.eps) and largest < math.inf
 
 
 def inverse_sum(gradient: Tensor, log_sum: Tensor, shift: float) -> Tensor:
@@ -182,8 +183,9 @@ def pair_backward(
 class PairWeights:
     """The gradient with respect to the logits, tile by tile, in units of the largest upstream gradient.
 
-    Upstream gradients carry the small factor ``1 - p`` of a loss that is nearly solved; in their own unit the weights
-    of a tile stay far from underflow. Without a column part, ``column`` is None; over one set, it is the row part.
+    Upstream gradients carry the small factor ``1 - p`` of a loss that is nearly solved; in their own unit all weights
+    that count beside the largest stay clear of underflow. Without a column part, ``column`` is None; over one set, it
+    is the row part.
     """
 
     def __init__(self, row: LogSum, column: LogSum | None, exclusion: Exclusion, bound: float, count: int) -> None:
@@ -241,7 +243,8 @@ def self_forward(x: Tensor, weight: Tensor, exclusion: Exclusion, bound: float) 
         row.log_().add_(shift)
         if is_exact(row, shift, bound, n):
             return row, e if kept.numel() > 0 else kept
-    return _pair_online(query, x, exclusion, columns=False)[0], kept
+    # The backward sees by the NaN that there is nothing to use again; it must not have to guess what happened here.
+    return _pair_online(query, x, exclusion, columns=False)[0], kept.fill_(math.nan)
 
 
 def self_backward(
@@ -251,8 +254,8 @@ def self_backward(
     n = x.shape[0]
     both = LogSum(row, row_gradient)
     weights = PairWeights(both, both, exclusion, bound, n)
-    if kept.numel() > 0 and weights.one_exponential:
-        return (weights.sums(slice(n), slice(n)).mul_(kept) @ x).mul_(weights.unit)
+    if kept.numel() > 0 and weights.one_exponential and not kept[0, 0].isnan():
+        return inner(weights.sums(slice(n), slice(n)).mul_(kept), x.mT).mul_(weights.unit)
     query = x * weight
     product = torch.zeros_like(x)
     for i, j in upper_triangle(n, tile_side(n, x.dtype)):
@@ -270,7 +273,9 @@ def attend(query: Tensor, key: Tensor, exclusion: Exclusion, bound: float) -> tu
     """Log-sum-exp of the rows and its gradient ``sum_j exp(S_ij - row_i) k_j``, in one sweep over the keys."""
     n, m = query.shape[0], key.shape[0]
     if math.isfinite(bound):
-        shift = common_shift(bound, m, query.dtype)
+        # The weighted keys are summed with the weights: what cannot overflow is their product.
+        room = bound + math.log(max(1.0, float(key.abs().max())))
+        shift = common_shift(room, m, query.dtype)
         row, mean_key = query.new_zeros(n), torch.zeros_like(query)
         for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
             e = exponentials(query, key, i, j, shift, exclusion)

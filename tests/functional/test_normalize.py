@@ -117,6 +117,22 @@ def test_second_derivative_of_a_zero_row_is_zero() -> None:
     assert (second == 1).all()
 
 
+def test_vmap_of_grad() -> None:
+    x = torch.randn(5, 4, dtype=torch.float64)
+    weight = torch.randn(5, 4, dtype=torch.float64)
+    per_row = torch.func.vmap(torch.func.grad(lambda row, w: (safe_normalize(row) * w).sum()))(x, weight)
+    reference = x.clone().requires_grad_()
+    (by_definition(reference) * weight).sum().backward()
+    assert_gradient_close(per_row, reference.grad, 1e-12)
+
+
+def test_forward_mode() -> None:
+    x, v = torch.randn(2, 5, 4, dtype=torch.float64)
+    _, tangent = torch.func.jvp(safe_normalize, (x,), (v,))
+    _, expected = torch.func.jvp(by_definition, (x,), (v,))
+    assert_gradient_close(tangent, expected, 1e-12)
+
+
 def test_compiles_without_a_graph_break() -> None:
     compiled = torch.compile(safe_normalize, fullgraph=True, backend="aot_eager")
     x = torch.randn(5, 4, dtype=torch.float64)
