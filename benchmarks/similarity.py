@@ -258,12 +258,13 @@ def bars() -> list[Work]:
     ]
 
 
+REPEATS = {256: 31, 512: 31, 1024: 31, 2048: 7, 4096: 7, 8192: 3, 16384: 2, 32768: 2, 65536: 1}
+"""Turns of the sweep, by rows; a turn that warms up comes on top."""
+
+
 def sweep() -> list[Work]:
     """NT-Xent from 256 to 65,536 rows."""
-    return [
-        nt_xent(n // 2, 128, 31 if n <= 1024 else 7 if n <= 4096 else 3 if n <= 8192 else 2 if n <= 32768 else 1)
-        for n in (2**k for k in range(8, 17))
-    ]
+    return [nt_xent(rows // 2, 128, repeats) for rows, repeats in REPEATS.items()]
 
 
 def profile() -> dict[str, float]:
