@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ssl_heads import _check, distributed, similarity
 from ssl_heads.distributed import Gather, Pairs, Shard
+from ssl_heads.functional import small
 from ssl_heads.functional.normalize import safe_normalize
 from ssl_heads.similarity import Exclusion, Impl, promote
 
@@ -103,8 +104,11 @@ def nt_xent(
     _check.positive("temperature", temperature)
     if ids is not None:
         _check.integers("ids", ids, len(z0), "z0", z0)
-    u = unit_rows(torch.cat([z0, z1]), normalize)
     scale = inverse(temperature)
+    plain = impl == "auto" and normalize and ids is None and shard.alone
+    if plain and isinstance(scale, float) and small.fits(z0, z1, scale):
+        return small.nt_xent(z0, z1, scale)
+    u = unit_rows(torch.cat([z0, z1]), normalize)
     return nt_xent_of_rows(u, scale, None, ids, cosine_bound(scale, normalize), shard, impl)
 
 

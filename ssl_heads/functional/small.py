@@ -1,0 +1,74 @@
+"""NT-Xent of a batch whose matrix is one small tile: normalisation, loss and gradient in one step of autograd.
+
+Below a few hundred rows a step costs its calls, not its arithmetic. The equations are those of `nt_xent`, in the same
+order and with the same sum over negatives; the positive takes its place in the tile of weights, so that one product
+gives the whole gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ssl_heads.functional.normalize import _norm, default_eps
+from ssl_heads.similarity.product import inner
+from ssl_heads.similarity.tiled import SMALLEST
+
+LARGEST_SCALE = 60.0
+"""With cosines and this scale no sum of exponentials overflows, and nothing that matters underflows."""
+
+
+def fits(z0: Tensor, z1: Tensor, scale: float) -> bool:
+    """Whether two views are plain fp32 CPU tensors of few rows, outside of a compiler and of torch.func."""
+    return (
+        not torch.compiler.is_compiling()
+        and scale <= LARGEST_SCALE
+        and 2 * z0.shape[0] <= SMALLEST
+        and all(type(z) in (Tensor, torch.nn.Parameter) for z in (z0, z1))
+        and all(z.dtype == torch.float32 and z.device.type == "cpu" for z in (z0, z1))
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def nt_xent(z0: Tensor, z1: Tensor, scale: float) -> Tensor:
+    """NT-Xent of cosines times ``scale``, see `ssl_heads.functional.nt_xent`."""
+    loss: Tensor = _NTXent.apply(z0, z1, scale)
+    return loss
+
+
+class _NTXent(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z0: Tensor, z1: Tensor, scale: float) -> Tensor:
+        n = z0.shape[0]
+        z = torch.cat([z0, z1])
+        norm = _norm(z, default_eps(z.dtype))
+        u = z.div_(norm)
+        s = inner(u, u).mul_(scale)
+        positive = s.diagonal(n).clone()
+        e = s.exp_()
+        for views_apart in (-n, 0, n):
+            e.diagonal(views_apart).zero_()
+        row = e.sum(1)
+        margin = row.log().view(2, n) - positive
+        ctx.scale = scale
+        ctx.save_for_backward(u, norm, e, row, margin)
+        return torch.nn.functional.softplus(margin, threshold=40).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        u, norm, e, row, margin = ctx.saved_tensors
+        n = u.shape[0] // 2
+        g = margin.sigmoid().mul_(gradient * (ctx.scale / (2 * n)))
+        a = (g.view(-1) / row).nan_to_num_(nan=0.0)
+        w = (a[:, None] + a).mul_(e)
+        both = g.sum(0).neg_()
+        w.diagonal(n).copy_(both)
+        w.diagonal(-n).copy_(both)
+        product = inner(w, u.mT)
+        radial = (product * u).sum(1, keepdim=True)
+        z_gradient = product.addcmul_(u, radial, value=-1).div_(norm)
+        return z_gradient[:n], z_gradient[n:], None
