@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -91,12 +92,15 @@ def peak_extra_bytes(loss: Loss, inputs: Sequence[Tensor]) -> int:
 
 
 def alternate(losses: dict[str, Loss], make_inputs: MakeInputs, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each step, contestant after contestant on the same fresh inputs, in a rotating order."""
+    """Seconds of each step, contestant after contestant on the same fresh inputs, in an order drawn for each turn.
+
+    A fixed order would let the same contestant always find the caches as the same other one leaves them.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in losses}
-    names = list(losses)
+    shuffle = random.Random(0).sample
     for turn in range(repeats + 1):
         inputs = make_inputs()
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        for name in shuffle(list(losses), len(losses)):
             start = CLOCK()
             step(losses[name], inputs)
             if turn > 0:  # the first turn warms up
@@ -120,7 +124,12 @@ def gradient_error(loss: Loss, truth: Sequence[Tensor], inputs: Sequence[Tensor]
 
 
 def product_seconds(product: Callable[[Tensor, Tensor], Tensor], rows: int, columns: int, width: int) -> float:
-    """Median time of ``x y^T`` of the size, the unit in which work is stated; in panels, as the whole may not fit."""
+    """Median time of ``x y^T`` of the size, the unit in which work is stated; in panels, as the whole may not fit.
+
+    Beyond 8,192 rows and columns the time of that many is scaled up.
+    """
+    scale = max(rows / 8192, 1) * max(columns / 8192, 1)
+    rows, columns = min(rows, 8192), min(columns, 8192)
     x, y = torch.randn(rows, width), torch.randn(columns, width)
     seconds = []
     for _ in range(6):
@@ -129,7 +138,7 @@ def product_seconds(product: Callable[[Tensor, Tensor], Tensor], rows: int, colu
             for j in range(0, columns, 2048):
                 product(x[i : i + 2048], y[j : j + 2048])
         seconds.append(CLOCK() - start)
-    return statistics.median(seconds[1:])
+    return scale * statistics.median(seconds[1:])
 
 
 def write(records: Sequence[Record], path: Path) -> None:
