@@ -127,9 +127,6 @@ def small_convnet(channels: int) -> nn.Module:
 
 
 # --------------------------------------------------------------------------------------------------------- training
-
-
-# --------------------------------------------------------------------------------------------------------- training
 @contextmanager
 def interrupt_after_step() -> Iterator[threading.Event]:
     """Ctrl-C sets the event in place of cutting a training step in two."""
