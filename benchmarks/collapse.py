@@ -84,7 +84,6 @@ def run(cell: Cell) -> dict[str, object]:
         "contrast": f"{base.item():.4f}",
         "linear_accuracy": f"{linear_probe(z[:150], classes, z[150:], classes):.4f}",
         "seconds": f"{time.perf_counter() - start:.1f}",
-        "torch": torch.__version__,
     }
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import datetime
 import fnmatch
+import platform
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+
+import torch
 
 HERE = Path(__file__).parent
 Cell = TypeVar("Cell", bound=NamedTuple)
@@ -78,6 +82,16 @@ def label(cell: NamedTuple) -> str:
     return "/".join(map(str, cell))
 
 
+def circumstances() -> dict[str, object]:
+    """What a run is only comparable with."""
+    return {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
 def run_missing(args: argparse.Namespace, cells: Iterable[Cell], run: Callable[[Cell], dict[str, object]]) -> Records:
     """Run what was asked for and is not recorded yet; returns all records."""
     chosen = [cell for cell in cells if any(fnmatch.fnmatch(label(cell), pattern) for pattern in args.only)]
@@ -89,7 +103,7 @@ def run_missing(args: argparse.Namespace, cells: Iterable[Cell], run: Callable[[
         print("\n".join(f"{'to do' if cell in missing else 'done ':5}  {label(cell)}" for cell in chosen))
         sys.exit()
     for number, cell in enumerate([] if args.draw else missing):
-        result = run(cell)
+        result = {**run(cell), **circumstances()}
         records.append({**cell._asdict(), **result})
         shown = ", ".join(f"{name} {value}" for name, value in result.items())
         print(f"[{number + 1}/{len(missing)}] {label(cell)}: {shown}", flush=True)
