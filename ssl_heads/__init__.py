@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_heads import functional, metrics
+from ssl_heads import adapters, functional, metrics
 from ssl_heads.heads import (
     BayesianGate,
     CanonicalEmbedding,
@@ -64,6 +64,7 @@ __all__ = [
     "TriFactorContrast",
     "TriFactorTerms",
     "__version__",
+    "adapters",
     "canonicalize",
     "functional",
     "metrics",
