@@ -34,6 +34,7 @@ from ssl_heads.losses import (
     TriFactorTerms,
 )
 from ssl_heads.optim import param_groups
+from ssl_heads.queue import MemoryQueue
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "LpNorm",
     "LpPower",
     "MLPCorrection",
+    "MemoryQueue",
     "NTXentLoss",
     "NegativeCosine",
     "NegativeDot",

@@ -1,0 +1,107 @@
+"""The queue of MoCo: the keys of past batches, as negatives for this one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ssl_heads import _check
+from ssl_heads.functional.normalize import safe_normalize
+from ssl_heads.heads.mlp import check_width
+
+
+class MemoryQueue(nn.Module):
+    r"""The last K keys: a buffer of shape (K, d) in the ``state_dict``, in which new rows take the place of the oldest.
+
+    .. math:: Q_{(c + i) \bmod K} \leftarrow k_i, \qquad c \leftarrow c + n
+
+    Keys come in batches of any size, also larger than K, and none is dropped at the wrap. Nothing is enqueued unless
+    you say so, so that a symmetric loss does not do it twice. `enqueue` makes a new buffer instead of writing into the
+    old one: a loss that has seen the old one can still be differentiated. On many processes enqueue the keys of all:
+    ``queue.enqueue(all_gather_rows(key))``. The start is drawn from a generator of its own, the same on every rank.
+
+    The start matters. Beside non-negative embeddings, random rows of both signs are no negatives at all: their cosines
+    are near zero where those of real keys are about 0.4 (ReLU) to 0.9 (softplus), so that the first K / n steps are
+    trivial. ``start="nonneg"`` draws magnitudes of Gaussians (0.45 and 0.77). Better still are real keys, from an
+    encoder that is not trained yet: ``while queue.filled < size: queue.enqueue(key_encoder(next_batch))``.
+
+    Args:
+        size: Rows K.
+        dim: Width d of the embeddings.
+        start: The rows before any key: ``"nonneg"`` for non-negative heads, ``"signed"`` for others; of length one.
+        dtype: Of the rows; bfloat16 halves the memory.
+
+    Attributes:
+        rows: Shape (K, d), the queue for `InfoNCELoss`. No gradient reaches it.
+        ids: Shape (K,), what `enqueue` was given beside each row, -1 where nothing was.
+
+    Raises:
+        ValueError: If size or dim is below 1 or the start is unknown; in `enqueue` if keys have another width.
+
+    Reference:
+        Momentum Contrast for Unsupervised Visual Representation Learning (CVPR 2020), section 3.2.
+
+    Example:
+        >>> from ssl_heads import InfoNCELoss, MemoryQueue
+        >>> queue, loss = MemoryQueue(4096, 128), InfoNCELoss(temperature=0.3)
+        >>> query, key = torch.rand(32, 128, requires_grad=True), torch.rand(32, 128)
+        >>> value = loss(query, key, queue.rows)
+        >>> queue.enqueue(key)
+        >>> value.backward()
+        >>> queue.filled
+        32
+    """
+
+    rows: Tensor
+    ids: Tensor
+    count: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        *,
+        start: Literal["nonneg", "signed"] = "nonneg",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        check_width("size", size)
+        check_width("dim", dim)
+        _check.choice("start", start, ("nonneg", "signed"))
+        rows = torch.randn(size, dim, generator=torch.Generator().manual_seed(0))
+        rows = rows.abs() if start == "nonneg" else rows
+        self.register_buffer("rows", safe_normalize(rows).to(dtype))
+        self.register_buffer("ids", torch.full((size,), -1))
+        # one counter tells where to write and how much is filled; on the device, so that enqueue waits for nothing
+        self.register_buffer("count", torch.zeros(1, dtype=torch.long))
+
+    @property
+    def filled(self) -> int:
+        """How many rows hold keys and not the start; on a GPU this waits for it."""
+        return min(int(self.count), len(self.rows))
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor, ids: Tensor | None = None) -> None:
+        """Put keys of shape (n, d), and optional ids of shape (n,), in the place of the oldest rows."""
+        size, dim = self.rows.shape
+        _check.tensor("keys", keys)
+        if keys.ndim != 2 or keys.shape[1] != dim:
+            raise ValueError(
+                f"keys must have the width of the queue, shape (n, {dim}); got {tuple(keys.shape)} beside a queue of "
+                f"shape {(size, dim)}"
+            )
+        _check.same_device("keys", keys, "the queue", self.rows)
+        if ids is None:
+            ids = self.ids.new_full((len(keys),), -1)
+        _check.integers("ids", ids, len(keys), "keys", keys)
+        at = (self.count + torch.arange(len(keys), device=keys.device))[-size:] % size
+        self.rows = self.rows.index_copy(0, at, keys[-size:].to(self.rows.dtype))
+        self.ids = self.ids.index_copy(0, at, ids[-size:].to(self.ids.dtype))
+        self.count = self.count + len(keys)
+
+    def extra_repr(self) -> str:
+        """The shape."""
+        size, dim = self.rows.shape
+        return f"size={size}, dim={dim}, dtype={self.rows.dtype}"
