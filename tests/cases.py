@@ -236,8 +236,9 @@ def assert_matches_oracle(case: Case, impl: str, n: int, d: int, dtype: torch.dt
 
 
 def use_small_tiles(monkeypatch: pytest.MonkeyPatch, size: int) -> list[tuple[int, int]]:
-    """Make the tiles ``size x size`` at most; the list that is returned fills with the shapes of the tiles used."""
+    """Make the tiles ``size x size`` at most, none of them kept; the list that is returned fills with their shapes."""
     monkeypatch.setattr(tiled, "TILE", dict.fromkeys(tiled.TILE, size))
+    monkeypatch.setattr(tiled, "KEPT_BYTES", 0)
     shapes = []
     original = tiled.inner
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from ssl_heads.functional.normalize import _norm, default_eps
 from ssl_heads.similarity.product import inner
-from ssl_heads.similarity.tiled import SMALLEST
+from ssl_heads.similarity.tiled import is_kept
 
 LARGEST_SCALE = 60.0
 """With cosines and this scale no sum of exponentials overflows, and nothing that matters underflows."""
@@ -26,7 +26,7 @@ def fits(z0: Tensor, z1: Tensor, scale: float) -> bool:
     return (
         not torch.compiler.is_compiling()
         and scale <= LARGEST_SCALE
-        and 2 * z0.shape[0] <= SMALLEST
+        and is_kept(2 * z0.shape[0], 2 * z0.shape[0], z0.dtype)
         and all(type(z) in (Tensor, torch.nn.Parameter) for z in (z0, z1))
         and all(z.dtype == torch.float32 and z.device.type == "cpu" for z in (z0, z1))
         and not torch._C._are_functorch_transforms_active()

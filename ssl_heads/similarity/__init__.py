@@ -113,7 +113,7 @@ def log_sum_exp(
     query = query * scale
     if torch.is_grad_enabled() and query.requires_grad and not key.requires_grad and not columns:
         return operators.attend_lse(query, key, *pattern, bound)[0], None
-    row, column = operators.pair_lse(query, key, *pattern, columns, bound)
+    row, column, _ = operators.pair_lse(query, key, *pattern, columns, bound)
     return row, column if columns else None
 
 

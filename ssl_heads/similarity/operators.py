@@ -44,8 +44,8 @@ def pair_lse(
     keep_equal: bool,
     columns: bool,
     bound: float,
-) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp over the negatives of ``q k^T``, by rows and on request by columns."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exp over the negatives of ``q k^T``, by rows, on request by columns, and what the backward uses again."""
     exclusion = Exclusion(offset, period, query_ids, key_ids, keep_equal)
     with torch.autocast(query.device.type, enabled=False):
         return tiled.pair_forward(query, key, exclusion, columns, _bound(bound, query, key))
@@ -53,7 +53,9 @@ def pair_lse(
 
 @pair_lse.register_fake
 def _(query, key, offset, period, query_ids, key_ids, keep_equal, columns, bound):  # type: ignore[no-untyped-def]
-    return query.new_empty(query.shape[0]), query.new_empty(key.shape[0] if columns else 0)
+    n, m = query.shape[0], key.shape[0]
+    kept = query.new_empty(tiled.kept_shape(n, m, query.dtype))
+    return query.new_empty(n), query.new_empty(m if columns else 0), kept
 
 
 @torch.library.custom_op("ssl_heads::pair_lse_backward", mutates_args=())
@@ -62,6 +64,7 @@ def pair_lse_backward(
     key: Tensor,
     row: Tensor,
     column: Tensor,
+    kept: Tensor,
     row_gradient: Tensor,
     column_gradient: Tensor,
     offset: int,
@@ -81,6 +84,7 @@ def pair_lse_backward(
             key,
             row,
             column,
+            kept,
             row_gradient,
             column_gradient,
             exclusion,
@@ -94,22 +98,29 @@ def pair_lse_backward(
 def _(query, key, *rest):  # type: ignore[no-untyped-def]
     *_, needs_query, needs_key = rest
     return (
-        torch.empty_like(query) if needs_query else query.new_empty(0),
-        torch.empty_like(key) if needs_key else key.new_empty(0),
+        query.new_empty(query.shape) if needs_query else query.new_empty(0),
+        key.new_empty(key.shape) if needs_key else key.new_empty(0),
     )
 
 
 def _pair_setup(ctx: Any, inputs: Any, output: Any) -> None:
     query, key, ctx.offset, ctx.period, query_ids, key_ids, ctx.keep_equal, ctx.columns, ctx.bound = inputs
     ctx.save_for_backward(query, key, query_ids, key_ids, *output)
+    ctx.set_materialize_grads(False)
 
 
-def _pair_backward(ctx: Any, row_gradient: Tensor, column_gradient: Tensor) -> Any:
-    query, key, query_ids, key_ids, row, column = ctx.saved_tensors
+def _pair_backward(
+    ctx: Any, row_gradient: Tensor | None, column_gradient: Tensor | None, kept_gradient: Tensor | None
+) -> Any:
+    query, key, query_ids, key_ids, row, column, kept = ctx.saved_tensors
+    if row_gradient is None and column_gradient is None:
+        return (None,) * 9
+    row_gradient = torch.zeros_like(row) if row_gradient is None else row_gradient
+    column_gradient = torch.zeros_like(column) if column_gradient is None else column_gradient
     needs_query, needs_key = ctx.needs_input_grad[:2]
     exclusion = (ctx.offset, ctx.period, query_ids, key_ids, ctx.keep_equal)
     query_gradient, key_gradient = pair_lse_backward(
-        query, key, row, column, row_gradient, column_gradient, *exclusion, ctx.bound, needs_query, needs_key
+        query, key, row, column, kept, row_gradient, column_gradient, *exclusion, ctx.bound, needs_query, needs_key
     )
     return query_gradient if needs_query else None, key_gradient if needs_key else None, *[None] * 7
 
@@ -133,7 +144,7 @@ def self_lse(
 
 @self_lse.register_fake
 def _(x, weight, offset, period, ids, keep_equal, bound):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape[0]), x.new_empty(tiled.kept_shape(x.shape[0], x.dtype))
+    return x.new_empty(x.shape[0]), x.new_empty(tiled.kept_shape(x.shape[0], x.shape[0], x.dtype))
 
 
 @torch.library.custom_op("ssl_heads::self_lse_backward", mutates_args=())
@@ -157,7 +168,7 @@ def self_lse_backward(
 
 @self_lse_backward.register_fake
 def _(x, *rest):  # type: ignore[no-untyped-def]
-    return torch.empty_like(x)
+    return x.new_empty(x.shape)
 
 
 def _self_setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -206,7 +217,7 @@ def attend_lse(
 
 @attend_lse.register_fake
 def _(query, key, offset, period, query_ids, key_ids, keep_equal, bound):  # type: ignore[no-untyped-def]
-    return query.new_empty(query.shape[0]), torch.empty_like(query)
+    return query.new_empty(query.shape[0]), query.new_empty(query.shape)
 
 
 def _attend_setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -239,7 +250,7 @@ def softplus_sum(
 @softplus_sum.register_fake
 def _(query, key, bias, offset, period, needs_gradient):  # type: ignore[no-untyped-def]
     gradients = (
-        (torch.empty_like(query), torch.empty_like(key)) if needs_gradient else (query.new_empty(0), key.new_empty(0))
+        (query.new_empty(query.shape), key.new_empty(key.shape)) if needs_gradient else (query.new_empty(0), key.new_empty(0))
     )
     return bias.new_empty(()), *gradients, bias.new_empty(())
 

@@ -28,7 +28,7 @@ def log_sum_exp(
     if _is_dense(impl, query, key):
         row, column = dense.log_sum_exp(query, key, 1.0, exclusion, columns)
         return row, query.new_empty(0) if column is None else column
-    row, column = operators.pair_lse(query, key, *exclusion, columns, bound)
+    row, column, _ = operators.pair_lse(query, key, *exclusion, columns, bound)
     return row, column
 
 
@@ -45,7 +45,7 @@ def log_sum_exp_gradient(
     """``W k`` and ``W^T q``, empty where not needed, from the merged log-sum-exps of rows and columns."""
     if not _is_dense(impl, query, key):
         query_gradient, key_gradient = operators.pair_lse_backward(
-            query, key, *sums, *(g.contiguous() for g in upstream), *exclusion, bound, *needs
+            query, key, *sums, query.new_empty(0), *(g.contiguous() for g in upstream), *exclusion, bound, *needs
         )
         return query_gradient, key_gradient
     s = dense.negatives(query, key, 1.0, exclusion)

@@ -25,24 +25,36 @@ from ssl_heads.similarity.product import accumulate, inner
 # which a matrix product still runs near its full rate. See docs/performance.md.
 TILE = {4: 768, 8: 512}
 SMALLEST = 256
+KEPT_BYTES = 1 << 22
+"""A matrix of at most so many bytes is one tile, and the backward uses its exponentials again: what they cost in memory
+does not grow with the batch, and a third of the products is saved."""
 TINY = torch.finfo(torch.float32).tiny
+
+
+def is_kept(rows: int, columns: int, dtype: torch.dtype) -> bool:
+    """Whether the matrix is small enough to be one tile that the forward keeps for the backward."""
+    return rows * columns * dtype.itemsize <= KEPT_BYTES
 
 
 def tile_side(count: int, dtype: torch.dtype) -> int:
     """Side of the square tiles for one set: where it can, four a side, so that the triangle saves near half."""
+    if is_kept(count, count, dtype):
+        return count
     return min(max(count // 4, SMALLEST), TILE[dtype.itemsize], count)
 
 
 def tile_shape(rows: int, columns: int, dtype: torch.dtype) -> tuple[int, int]:
     """Shape of the tiles for two sets: few rows, as of a batch beside a queue, leave room for more columns."""
+    if is_kept(rows, columns, dtype):
+        return rows, columns
     side = TILE[dtype.itemsize]
     height = min(rows, side)
     return height, min(columns, max(side * side // height, 1))
 
 
-def kept_shape(count: int, dtype: torch.dtype) -> tuple[int, ...]:
-    """Shape of the exponentials that the forward over one set keeps for the backward: one small tile, or nothing."""
-    return (count, count) if count <= min(SMALLEST, TILE[dtype.itemsize]) else (0,)
+def kept_shape(rows: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:
+    """Shape of the exponentials that the forward keeps for the backward: one small tile, or nothing."""
+    return (rows, columns) if is_kept(rows, columns, dtype) else (0,)
 
 
 def blocks(count: int, size: int) -> Iterator[slice]:
@@ -104,27 +116,37 @@ def without_infinity(log_sum: Tensor) -> Tensor:
 
 def pair_forward(
     query: Tensor, key: Tensor, exclusion: Exclusion, columns: bool, bound: float
-) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp of all rows, and of all columns on request (else an empty tensor)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exp of all rows, and of all columns on request (else an empty tensor).
+
+    A matrix that is one small tile is the third result, for the backward to use again.
+    """
     n, m = query.shape[0], key.shape[0]
     count = max(n, m)
-    shift = common_shift(bound, count, query.dtype) if math.isfinite(bound) else 0.0
+    kept = query.new_empty(kept_shape(n, m, query.dtype))
     if math.isfinite(bound):
-        row, column = _pair_sums(query, key, exclusion, columns, shift)
+        shift = common_shift(bound, count, query.dtype)
+        row, column = query.new_zeros(n), query.new_zeros(m if columns else 0)
+        for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
+            e = exponentials(query, key, i, j, shift, exclusion)
+            row[i] += e.sum(1)
+            if columns:
+                column[j] += e.sum(0)
+        row.log_().add_(shift)
+        column.log_().add_(shift)
         if is_exact(row, shift, bound, count) and (not columns or is_exact(column, shift, bound, count)):
-            return row, column
-    return _pair_online(query, key, exclusion, columns)
+            return row, column, e if kept.numel() > 0 else kept
+    return *_pair_online(query, key, exclusion, columns), nothing_kept(kept)
 
 
-def _pair_sums(query: Tensor, key: Tensor, exclusion: Exclusion, columns: bool, shift: float) -> tuple[Tensor, Tensor]:
-    n, m = query.shape[0], key.shape[0]
-    row, column = query.new_zeros(n), query.new_zeros(m if columns else 0)
-    for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
-        e = exponentials(query, key, i, j, shift, exclusion)
-        row[i] += e.sum(1)
-        if columns:
-            column[j] += e.sum(0)
-    return row.log_().add_(shift), column.log_().add_(shift)
+def nothing_kept(kept: Tensor) -> Tensor:
+    """By the NaN the backward sees that there is nothing to use again: it must not have to guess what happened here."""
+    return kept.fill_(math.nan)
+
+
+def usable(kept: Tensor) -> bool:
+    """Whether the forward kept its exponentials."""
+    return kept.numel() > 0 and not kept[0, 0].isnan()
 
 
 def exponentials(query: Tensor, key: Tensor, i: slice, j: slice, shift: float, exclusion: Exclusion) -> Tensor:
@@ -158,6 +180,7 @@ def pair_backward(
     key: Tensor,
     row: Tensor,
     column: Tensor,
+    kept: Tensor,
     row_gradient: Tensor,
     column_gradient: Tensor,
     exclusion: Exclusion,
@@ -169,8 +192,14 @@ def pair_backward(
     n, m = query.shape[0], key.shape[0]
     by_column = LogSum(column, column_gradient) if column.numel() > 0 else None
     weights = PairWeights(LogSum(row, row_gradient), by_column, exclusion, bound, max(n, m))
-    query_gradient = torch.zeros_like(query) if needs_query else query.new_empty(0)
-    key_gradient = torch.zeros_like(key) if needs_key else key.new_empty(0)
+    query_gradient = query.new_zeros(query.shape) if needs_query else query.new_empty(0)
+    key_gradient = key.new_zeros(key.shape) if needs_key else key.new_empty(0)
+    if weights.one_exponential and usable(kept):
+        w = kept * weights.sums(slice(n), slice(m))
+        return (
+            inner(w, key.mT).mul_(weights.unit) if needs_query else query_gradient,
+            inner(w.mT, query.mT).mul_(weights.unit) if needs_key else key_gradient,
+        )
     for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
         w = weights(query, key, i, j)
         if needs_query:
@@ -231,7 +260,7 @@ def self_forward(x: Tensor, weight: Tensor, exclusion: Exclusion, bound: float) 
     """
     n = x.shape[0]
     query = x * weight
-    kept = x.new_empty(kept_shape(n, x.dtype))
+    kept = x.new_empty(kept_shape(n, n, x.dtype))
     if math.isfinite(bound):
         shift = common_shift(bound, n, x.dtype)
         row = x.new_zeros(n)
@@ -243,8 +272,7 @@ def self_forward(x: Tensor, weight: Tensor, exclusion: Exclusion, bound: float) 
         row.log_().add_(shift)
         if is_exact(row, shift, bound, n):
             return row, e if kept.numel() > 0 else kept
-    # The backward sees by the NaN that there is nothing to use again; it must not have to guess what happened here.
-    return _pair_online(query, x, exclusion, columns=False)[0], kept.fill_(math.nan)
+    return _pair_online(query, x, exclusion, columns=False)[0], nothing_kept(kept)
 
 
 def self_backward(
@@ -254,10 +282,10 @@ def self_backward(
     n = x.shape[0]
     both = LogSum(row, row_gradient)
     weights = PairWeights(both, both, exclusion, bound, n)
-    if kept.numel() > 0 and weights.one_exponential and not kept[0, 0].isnan():
+    if weights.one_exponential and usable(kept):
         return inner(weights.sums(slice(n), slice(n)).mul_(kept), x.mT).mul_(weights.unit)
     query = x * weight
-    product = torch.zeros_like(x)
+    product = x.new_zeros(x.shape)
     for i, j in upper_triangle(n, tile_side(n, x.dtype)):
         a = weights(query, x, i, j)
         accumulate(product[i], a, x[j])
@@ -276,7 +304,7 @@ def attend(query: Tensor, key: Tensor, exclusion: Exclusion, bound: float) -> tu
         # The weighted keys are summed with the weights: what cannot overflow is their product.
         room = bound + math.log(max(1.0, float(key.abs().max())))
         shift = common_shift(room, m, query.dtype)
-        row, mean_key = query.new_zeros(n), torch.zeros_like(query)
+        row, mean_key = query.new_zeros(n), query.new_zeros(query.shape)
         for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
             e = exponentials(query, key, i, j, shift, exclusion)
             row[i] += e.sum(1)
@@ -285,9 +313,9 @@ def attend(query: Tensor, key: Tensor, exclusion: Exclusion, bound: float) -> tu
         if is_exact(row, shift, bound, m):
             return row, mean_key.mul_(torch.exp(shift - without_infinity(row))[:, None])
     row = _pair_online(query, key, exclusion, columns=False)[0]
-    nothing = query.new_empty(0)
+    nothing, ones = query.new_empty(0), torch.ones_like(row)
     mean_key, _ = pair_backward(
-        query, key, row, nothing, torch.ones_like(row), nothing, exclusion, math.inf, needs_query=True, needs_key=False
+        query, key, row, nothing, nothing, ones, nothing, exclusion, math.inf, needs_query=True, needs_key=False
     )
     return row, mean_key
 
@@ -301,8 +329,8 @@ def softplus_sum(
     """``sum_ij softplus(S_ij + b)`` over negatives and its gradients with respect to query, key and b, in one pass."""
     n, m = query.shape[0], key.shape[0]
     total, bias_gradient = bias.new_zeros(()), bias.new_zeros(())
-    query_gradient = torch.zeros_like(query) if needs_gradient else query.new_empty(0)
-    key_gradient = torch.zeros_like(key) if needs_gradient else key.new_empty(0)
+    query_gradient = query.new_zeros(query.shape) if needs_gradient else query.new_empty(0)
+    key_gradient = key.new_zeros(key.shape) if needs_gradient else key.new_empty(0)
     for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
         s = exclusion.fill_(inner(query[i], key[j]).add_(bias), i, j, -torch.inf)
         total += torch.nn.functional.softplus(s, threshold=40).sum()

@@ -26,6 +26,7 @@ from ssl_heads import (
 from ssl_heads.functional import delta as module_under_test
 from ssl_heads.functional import delta_contrast, delta_terms
 from ssl_heads.functional.delta import bounded_exp
+from tests.cases import use_small_tiles
 from tests.checks import assert_gradient_close, relative_error
 
 FACTOR = torch.tensor([[1.0, 0.5, 0.0], [0.0, 2.0, 0.25]])
@@ -261,6 +262,7 @@ def test_the_exponential_is_bounded_and_says_how_often() -> None:
 @pytest.mark.parametrize("kind", ["infonce", "nwj"])
 def test_blocks_store_their_reduction_only(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks_of(monkeypatch, 64 * 512)
+    use_small_tiles(monkeypatch, 64)
     dissimilarity, _ = DISSIMILARITIES[name]
     z, w = torch.randn(2, 512, 4, requires_grad=True).unbind()
     largest = 0

@@ -298,3 +298,29 @@ def test_the_size_of_a_tile_does_not_matter(case: Case, side: int, monkeypatch: 
     assert relative_error(tiles, value) < 1e-12
     for name, gradient in gradients.items():
         assert relative_error(tile_gradients[name], gradient) < 1e-10
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_a_matrix_is_kept_while_it_is_small(columns: bool) -> None:
+    """One tile of a fixed size is saved beside the rows, and nothing of a batch that is one pair larger."""
+
+    def saved(n: int, m: int) -> int:
+        query, key = torch.randn(n, 4, requires_grad=True), torch.randn(m, 4, requires_grad=True)
+        return saved_bytes(lambda: similarity.log_sum_exp(query, key, columns=columns, impl="tiled")[0].sum())[0]
+
+    rows = tiled.KEPT_BYTES // 4 // 256
+    assert tiled.KEPT_BYTES <= saved(rows, 256) < tiled.KEPT_BYTES + 20 * 4 * 4 * (rows + 256)
+    assert saved(rows + 1, 256) < 20 * 4 * 4 * (rows + 256)
+
+
+def test_a_kept_tile_of_logits_that_overflow_is_not_used() -> None:
+    x, y = 40 * torch.randn(31, 8), 40 * torch.randn(17, 8)
+    query, key = x.clone().requires_grad_(), y.clone().requires_grad_()
+    row, column = similarity.log_sum_exp(query, key, columns=True, impl="tiled")
+    (row.sum() + column.sum()).backward()
+    exact = [x.double().requires_grad_(), y.double().requires_grad_()]
+    row, column = similarity.log_sum_exp(*exact, columns=True, impl="dense")
+    (row.sum() + column.sum()).backward()
+    assert row.max() > 1000
+    assert_gradient_close(query.grad, exact[0].grad, 1e-4)
+    assert_gradient_close(key.grad, exact[1].grad, 1e-4)
