@@ -46,7 +46,11 @@ def inverse(temperature: float | Tensor) -> float | Tensor:
 
 
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
-    """``<a_i, b_i>`` of shape (n,)."""
+    """``<a_i, b_i>`` of shape (n,).
+
+    Losses take their positives before the engine runs: autograd goes backwards, and the gradients of the positives then
+    do not wait in memory while the engine needs it most.
+    """
     return (a * b).sum(dim=1)
 
 
@@ -123,6 +127,7 @@ def nt_xent_of_rows(
 ) -> Tensor:
     """NT-Xent of stacked views ``u`` of shape (2n, d) with logits ``scale * u diag(importance) u^T``."""
     query = u if importance is None else u * importance
+    positive = row_dots(query[: shard.rows], u[shard.rows :]) * scale
     if shard.alone:
         exclusion = Exclusion.modulo(shard.rows)
         if ids is not None:
@@ -132,7 +137,6 @@ def nt_xent_of_rows(
     else:
         pairs = Pairs(shard, None if ids is None else shard.gathered(ids))
         log_sum, _ = distributed.log_sum_exp(query, u, scale, pairs, bound=bound, impl=impl)
-    positive = row_dots(query[: shard.rows], u[shard.rows :]) * scale
     return shard.mean(against_negatives(rearrange(log_sum, "(views n) -> views n", views=2), positive))
 
 
@@ -251,9 +255,9 @@ def clip_loss(
     _check.scalar("logit_scale", logit_scale)
     image, text = one_dtype(image_features, text_features)
     scale = scalar(logit_scale)
+    positive = row_dots(image, text) * scale
     row, column = log_sum_of_negatives(image, text, scale, shard, columns=True, impl=impl)
     assert column is not None
-    positive = row_dots(image, text) * scale
     loss = shard.mean(against_negatives(row, positive) + against_negatives(column, positive)) / 2
     # DistributedDataParallel waits for a gradient of every parameter it has seen in the forward pass.
     return loss + (0 * logit_bias.sum()).to(loss.dtype) if isinstance(logit_bias, Tensor) else loss
@@ -303,12 +307,12 @@ def siglip_loss(
     scale = scalar(logit_scale)
     _check.scalar("logit_bias", logit_bias)
     bias = torch.as_tensor(logit_bias, dtype=image.dtype, device=image.device).reshape(())
+    positive = row_dots(image, text) * scale + bias
     if shard.alone:
         exclusion = Exclusion.diagonal(len(image), len(text))
         negative = similarity.softplus_sum(image, text, scale, bias, exclusion=exclusion, impl=impl)
     else:
         negative = distributed.softplus_sum(image, text, scale, bias, Pairs(shard), impl)
-    positive = row_dots(image, text) * scale + bias
     return shard.sum(negative - F.logsigmoid(positive).sum()) / shard.total
 
 

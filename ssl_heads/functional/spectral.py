@@ -234,9 +234,9 @@ def tri_factor_two_towers(
     u0, u1 = (unit_rows(z, normalize=True) for z in one_dtype(z0, z1))
     query = u0 * importance.to(u0.dtype)
     scale = inverse(temperature)
+    positive = row_dots(query, u1) * scale
     row, column = log_sum_of_negatives(query, u1, scale, shard, columns=True, impl=impl)
     assert column is not None
-    positive = row_dots(query, u1) * scale
     return shard.mean(against_negatives(torch.cat([row, column]), repeat(positive, "n -> (sides n)", sides=2)))
 
 

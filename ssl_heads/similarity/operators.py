@@ -250,7 +250,9 @@ def softplus_sum(
 @softplus_sum.register_fake
 def _(query, key, bias, offset, period, needs_gradient):  # type: ignore[no-untyped-def]
     gradients = (
-        (query.new_empty(query.shape), key.new_empty(key.shape)) if needs_gradient else (query.new_empty(0), key.new_empty(0))
+        (query.new_empty(query.shape), key.new_empty(key.shape))
+        if needs_gradient
+        else (query.new_empty(0), key.new_empty(0))
     )
     return bias.new_empty(()), *gradients, bias.new_empty(())
 

@@ -195,7 +195,7 @@ def pair_backward(
     query_gradient = query.new_zeros(query.shape) if needs_query else query.new_empty(0)
     key_gradient = key.new_zeros(key.shape) if needs_key else key.new_empty(0)
     if weights.one_exponential and usable(kept):
-        w = kept * weights.sums(slice(n), slice(m))
+        w = weights.of_kept(kept)
         return (
             inner(w, key.mT).mul_(weights.unit) if needs_query else query_gradient,
             inner(w.mT, query.mT).mul_(weights.unit) if needs_key else key_gradient,
@@ -237,6 +237,11 @@ class PairWeights:
         """What the common exponentials of a tile are multiplied by."""
         rows = self.row.gradient[i, None]
         return rows if self.column is None else rows + self.column.gradient[j]
+
+    def of_kept(self, kept: Tensor) -> Tensor:
+        """The weights of the one tile whose exponentials were kept."""
+        sums = self.sums(slice(kept.shape[0]), slice(kept.shape[1]))
+        return sums.mul_(kept) if sums.shape == kept.shape else sums * kept
 
     def __call__(self, query: Tensor, key: Tensor, i: slice, j: slice) -> Tensor:
         """The weights of one tile."""
@@ -283,7 +288,7 @@ def self_backward(
     both = LogSum(row, row_gradient)
     weights = PairWeights(both, both, exclusion, bound, n)
     if weights.one_exponential and usable(kept):
-        return inner(weights.sums(slice(n), slice(n)).mul_(kept), x.mT).mul_(weights.unit)
+        return inner(weights.of_kept(kept), x.mT).mul_(weights.unit)
     query = x * weight
     product = x.new_zeros(x.shape)
     for i, j in upper_triangle(n, tile_side(n, x.dtype)):

@@ -19,7 +19,8 @@ def value_and_gradients(z0: Tensor, z1: Tensor, temperature: float, impl: str) -
 
 
 @pytest.mark.parametrize(
-    ("n", "d", "temperature"), [(2, 3, 0.2), (7, 5, 0.2), (41, 16, 0.05), (64, 8, 0.0168), (128, 128, 0.2), (512, 32, 0.1)]
+    ("n", "d", "temperature"),
+    [(2, 3, 0.2), (7, 5, 0.2), (41, 16, 0.05), (64, 8, 0.0168), (128, 128, 0.2), (512, 32, 0.1)],
 )
 def test_value_and_gradient(n: int, d: int, temperature: float) -> None:
     z0 = torch.randn(n, d)
