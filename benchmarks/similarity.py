@@ -30,7 +30,7 @@ from ssl_heads.similarity import Impl
 from ssl_heads.similarity.product import inner
 
 HERE = Path(__file__).parent
-DENSE_LIMIT_GB = 2.0
+DENSE_LIMIT_GB = 8.0
 """A contestant that would hold more than this many gigabytes is left out, and the record says so."""
 
 
@@ -265,7 +265,7 @@ def bars() -> list[Work]:
     ]
 
 
-REPEATS = {256: 15, 512: 15, 1024: 15, 2048: 5, 4096: 3, 16384: 2, 65536: 1}
+REPEATS = {256: 61, 512: 41, 1024: 31, 2048: 11, 4096: 5, 8192: 3, 16384: 2, 32768: 2, 65536: 1}
 """Turns of the sweep, by rows; a turn that warms up comes on top."""
 
 
