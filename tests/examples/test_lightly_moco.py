@@ -1,0 +1,36 @@
+"""lightly's MoCo with the swapped lines, on real digits."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("lightly")
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+import lightly_moco
+
+from tests.examples.starts import Starts
+
+
+def test_the_loss_decreases_the_head_moves_and_the_queue_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = Starts(monkeypatch, lightly_moco, "NonNegProjection")
+    model, history = lightly_moco.main(["--images", "768", "--epochs", "4", "--queue", "300"])
+    assert history[-1] < history[0] - 0.3
+
+    assert starts.all_moved()
+    for moving, slow in zip(
+        model.projection_head.parameters(), model.projection_head_momentum.parameters(), strict=True
+    ):
+        assert not torch.equal(moving, slow)
+        assert slow.grad is None
+    assert (model.queue.rows >= 0).all()
+    assert model.queue.filled == 300
+
+    fresh = lightly_moco.MoCo(lightly_moco.small_convnet(3))
+    fresh.queue = lightly_moco.MemoryQueue(300, 128)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh.queue.rows, model.queue.rows)
