@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> tuple[CLIPModel, list[float]]:
         logging_strategy="epoch",
         save_strategy="no",
         report_to="none",
-        remove_unused_columns=False,  # --- swap: nothing but the loss reads some columns, and the Trainer drops those
+        remove_unused_columns=False,  # else columns that only a transform reads, image and caption, are gone
     )
     loss = HuggingFaceCLIP(CLIPLoss(), model)  # --- swap: instead of return_loss=True
     trainer = Trainer(model, options, train_dataset=Emoji(tokenizer, args.root, args.pairs), compute_loss_func=loss)
