@@ -27,6 +27,8 @@ def load(name: str, root: Path, download: bool, image_size: int) -> tuple[Split,
     """The training and the test split of a data set, in memory."""
     if name == "mnist-5k":
         return stratified(mnist_5k())
+    if name == "folder:":
+        raise ValueError("folder: names no directory; write folder:PATH")
     if name.startswith("folder:"):
         return image_folder(Path(name.removeprefix("folder:")), image_size)
     if name not in TORCHVISION:

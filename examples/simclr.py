@@ -288,6 +288,10 @@ def check(args: argparse.Namespace, images: int) -> None:
     for name in ("epochs", "lr", "temperature"):
         if not getattr(args, name) > 0:
             raise ValueError(f"--{name} must be positive, got {getattr(args, name)}")
+    try:
+        torch.zeros(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {args.device} cannot be used here: {str(error).splitlines()[0]}") from None
     if not 2 <= args.batch_size <= images:
         raise ValueError(f"--batch-size must lie between 2 and the {images} training images, got {args.batch_size}")
 

@@ -177,6 +177,7 @@ def test_a_checkpoint_of_other_settings_is_refused(folder: Path, tmp_path: Path)
         ("cifar10", r"no cifar10 in .*nowhere.cifar-10-batches-py: .* --download"),
         ("cifar100", r"no cifar100 in .*nowhere.cifar-100-python: .* --download"),
         ("folder:nowhere", r"expected images in nowhere.CLASS.*nowhere.train.CLASS"),
+        ("folder:", r"write folder:PATH"),
         ("imagenet", r"mnist-5k, fashion-mnist, cifar10, cifar100 or folder:PATH; got 'imagenet'"),
     ],
 )
@@ -187,7 +188,9 @@ def test_missing_data_says_what_was_expected_where(data: str, message: str, tmp_
         simclr.main(["--data", data, "--root", str(tmp_path / "nowhere")])
 
 
-@pytest.mark.parametrize("option", ["--epochs=0", "--batch-size=1", "--batch-size=999", "--temperature=0"])
+@pytest.mark.parametrize(
+    "option", ["--epochs=0", "--batch-size=1", "--batch-size=999", "--temperature=0", "--device=nowhere"]
+)
 def test_bad_numbers_are_refused(option: str, folder: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as exit_:
         simclr.main(small_run(folder, option))
