@@ -12,6 +12,7 @@ pytest.importorskip("lightly")
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import lightly_moco
+from lightly.loss import NTXentLoss as TheirLoss
 
 from tests.examples.starts import Starts
 
@@ -34,3 +35,15 @@ def test_the_loss_decreases_the_head_moves_and_the_queue_is_saved(monkeypatch: p
     fresh.queue = lightly_moco.MemoryQueue(300, 128)
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(fresh.queue.rows, model.queue.rows)
+
+
+def test_over_the_same_rows_the_loss_is_lightly_s() -> None:
+    torch.manual_seed(0)
+    queue = lightly_moco.MemoryQueue(300, 128)
+    theirs = TheirLoss(temperature=0.3, memory_bank_size=(300, 128))
+    theirs.memory_bank.bank.copy_(queue.rows)
+    query, key = torch.rand(2, 32, 128).requires_grad_().unbind()
+    losses = [lightly_moco.InfoNCELoss(0.3)(query, key.detach(), queue.rows), theirs(query, key.detach())]
+    torch.testing.assert_close(losses[0], losses[1])
+    gradients = [torch.autograd.grad(loss, query, retain_graph=True)[0] for loss in losses]
+    torch.testing.assert_close(gradients[0], gradients[1])
