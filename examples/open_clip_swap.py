@@ -57,7 +57,7 @@ def swap_loss(name: str, model: nn.Module) -> nn.Module:
         return CLIPLoss() if name == "clip" else SigLIPLoss()
     # the model owns what is learned: open_clip optimises, wraps in DDP and saves nothing else
     model.importance = FeatureImportance(WIDTH)
-    return OpenCLIP(TriFactorContrast(importance=model.importance, two_towers=True))
+    return OpenCLIP(TriFactorContrast(importance=model.importance, two_towers=True, decorrelation_weight=0.1))
 
 
 def main(argv: list[str] | None = None) -> tuple[nn.Module, list[float]]:
@@ -86,9 +86,9 @@ def main(argv: list[str] | None = None) -> tuple[nn.Module, list[float]]:
             total = sum(losses.values())
             optimizer.zero_grad()
             total.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # --grad-clip-norm 1
             optimizer.step()
-            with torch.no_grad():
-                model.logit_scale.clamp_(0, 4.6052)
+            model.logit_scale.data.clamp_(0, 4.6052)
             values.append(total.item())
         history.append(sum(values) / len(values))
         print(f"epoch {epoch + 1}: loss {history[-1]:.3f}, scale {model.logit_scale.exp().item():.1f}")
