@@ -48,7 +48,9 @@ def log_sum_exp(
     keys = shard.gathered(key)
     exclusion = pairs.with_all(len(keys) // shard.total)
     views = [
-        similarity.log_sum_exp(view, keys, scale, exclusion=exclusion, columns=columns, bound=bound, impl=impl)
+        similarity.log_sum_exp(
+            view, keys, scale, exclusion=exclusion, columns=columns, bound=bound, dtype=shard.dtype, impl=impl
+        )
         for view in torch.split(query, shard.rows)
     ]
     row = torch.cat([row for row, _ in views])
@@ -66,7 +68,8 @@ def softplus_sum(query: Tensor, key: Tensor, scale: Tensor | float, bias: Tensor
         similarity.check_impl(impl)
         return ring.softplus_sum(query * scale, key, bias, pairs, impl)
     keys = shard.gathered(key)
-    return similarity.softplus_sum(query, keys, scale, bias, exclusion=pairs.with_all(1), impl=impl)
+    exclusion = pairs.with_all(1)
+    return similarity.softplus_sum(query, keys, scale, bias, exclusion=exclusion, dtype=shard.dtype, impl=impl)
 
 
 def class_sum(keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssl_heads import _check
 from ssl_heads.distributed.collectives import exchange, gather_sized, sum_over_ranks, world_size
-from ssl_heads.similarity import Exclusion
+from ssl_heads.similarity import Exclusion, product_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -35,12 +35,14 @@ class Shard(NamedTuple):
         group: Whose ranks hold the batch; None is the default group.
         rank: The position of this rank in the group.
         sizes: Rows of each rank, in rank order, which is the order of everything that is gathered.
+        dtype: What kernels may round the rows to for their products, see `ssl_heads.similarity.product_dtype`.
     """
 
     gather: Gather
     group: ProcessGroup | None
     rank: int
     sizes: tuple[int, ...]
+    dtype: torch.dtype
 
     @classmethod
     def of(cls, gather: Gather, group: ProcessGroup | None, *views: Tensor) -> Shard:
@@ -57,9 +59,9 @@ class Shard(NamedTuple):
         check_gather(gather)
         for view in views:
             _check.tensor("embeddings", view)
-        x = views[0]
+        x, dtype_of_products = views[0], product_dtype(*views)
         if gather == "none" or world_size(group) == 1:
-            return cls("none", None, 0, (x.shape[0],))
+            return cls("none", None, 0, (x.shape[0],), dtype_of_products)
         facts = (
             x.shape[0],
             x.shape[-1] if x.ndim == 2 else -1,
@@ -78,7 +80,7 @@ class Shard(NamedTuple):
         for name, values in named.items():
             if len(set(values)) > 1:
                 raise ValueError(f"the {name} of the embeddings must be the same on all ranks, got {list(values)}")
-        return cls(gather, group, dist.get_rank(group), rows)
+        return cls(gather, group, dist.get_rank(group), rows, dtype_of_products)
 
     @property
     def alone(self) -> bool:

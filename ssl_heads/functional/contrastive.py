@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 MultiPositive = Literal["out", "in"]
 
 
-def unit_rows(x: Tensor, normalize: bool) -> Tensor:
+def unit_rows(x: Tensor, normalize: bool, impl: Impl = "tiled") -> Tensor:
     """Rows in fp32 or fp64, of length one on request."""
+    if normalize and similarity.implementation(impl, x, len(x)) == "triton":
+        similarity.refuse_tangents(x)
+        from ssl_heads.similarity.triton import operators as fused
+
+        return fused.unit_rows(x)
     x = promote(x)
     return safe_normalize(x) if normalize else x
 
@@ -112,7 +117,7 @@ def nt_xent(
     plain = impl == "auto" and normalize and ids is None and shard.alone
     if plain and isinstance(scale, float) and small.fits(z0, z1, scale):
         return small.nt_xent(z0, z1, scale)
-    u = unit_rows(torch.cat([z0, z1]), normalize)
+    u = unit_rows(torch.cat([z0, z1]), normalize, impl)
     return nt_xent_of_rows(u, scale, None, ids, cosine_bound(scale, normalize), shard, impl)
 
 
@@ -133,7 +138,9 @@ def nt_xent_of_rows(
         if ids is not None:
             both = repeat(ids, "n -> (views n)", views=2)
             exclusion = exclusion._replace(query_ids=both, key_ids=both)
-        log_sum = similarity.self_log_sum_exp(u, scale, weight=importance, exclusion=exclusion, bound=bound, impl=impl)
+        log_sum = similarity.self_log_sum_exp(
+            u, scale, weight=importance, exclusion=exclusion, bound=bound, dtype=shard.dtype, impl=impl
+        )
     else:
         pairs = Pairs(shard, None if ids is None else shard.gathered(ids))
         log_sum, _ = distributed.log_sum_exp(query, u, scale, pairs, bound=bound, impl=impl)
@@ -185,12 +192,12 @@ def info_nce(
     _check.positive("temperature", temperature)
     scale = inverse(temperature)
     bound = cosine_bound(scale, normalize)
-    q, k = (unit_rows(x, normalize) for x in one_dtype(query, key))
+    q, k = (unit_rows(x, normalize, impl) for x in one_dtype(query, key))
     if queue is not None:
         _check.rows("queue", queue)
         _check.same_width("query", query, "queue", queue)
-        others = unit_rows(queue.detach(), normalize).to(q.dtype)
-        log_sum, _ = similarity.log_sum_exp(q, others, scale, bound=bound, impl=impl)
+        others = unit_rows(queue.detach(), normalize, impl).to(q.dtype)
+        log_sum, _ = similarity.log_sum_exp(q, others, scale, bound=bound, dtype=shard.dtype, impl=impl)
     else:
         log_sum, _ = log_sum_of_negatives(q, k, scale, shard, columns=False, bound=bound, impl=impl)
     return shard.mean(against_negatives(log_sum, row_dots(q, k) * scale))
@@ -209,7 +216,9 @@ def log_sum_of_negatives(
     """Log-sum-exp of the own rows over all keys but their own, and on request of the own keys over all other rows."""
     if shard.alone:
         exclusion = Exclusion.diagonal(len(query), len(key))
-        return similarity.log_sum_exp(query, key, scale, exclusion=exclusion, columns=columns, bound=bound, impl=impl)
+        return similarity.log_sum_exp(
+            query, key, scale, exclusion=exclusion, columns=columns, bound=bound, dtype=shard.dtype, impl=impl
+        )
     return distributed.log_sum_exp(query, key, scale, Pairs(shard), columns=columns, bound=bound, impl=impl)
 
 
@@ -310,7 +319,7 @@ def siglip_loss(
     positive = row_dots(image, text) * scale + bias
     if shard.alone:
         exclusion = Exclusion.diagonal(len(image), len(text))
-        negative = similarity.softplus_sum(image, text, scale, bias, exclusion=exclusion, impl=impl)
+        negative = similarity.softplus_sum(image, text, scale, bias, exclusion=exclusion, dtype=shard.dtype, impl=impl)
     else:
         negative = distributed.softplus_sum(image, text, scale, bias, Pairs(shard), impl)
     return shard.sum(negative - F.logsigmoid(positive).sum()) / shard.total
@@ -364,7 +373,7 @@ def sup_con(
     _check.integers("labels", labels, len(embeddings), "embeddings", embeddings)
     _check.positive("temperature", temperature)
     _check.choice("multi_positive", multi_positive, ("out", "in"))
-    u = unit_rows(embeddings, normalize=True)
+    u = unit_rows(embeddings, normalize=True, impl=impl)
     of_all = shard.gathered(labels.long())
     others = class_sizes(of_all) - 1
     own_loss = _positives_outside if multi_positive == "out" else _positives_inside
@@ -381,7 +390,7 @@ def _positives_outside(
         group = group_index(labels)
         class_sum = torch.zeros_like(u).index_add(0, group, u)[group]
         exclusion = Exclusion.modulo(len(u))
-        log_sum = similarity.self_log_sum_exp(u, scale, exclusion=exclusion, bound=bound, impl=impl)
+        log_sum = similarity.self_log_sum_exp(u, scale, exclusion=exclusion, bound=bound, dtype=shard.dtype, impl=impl)
     else:
         class_sum = distributed.class_sum(u, labels, shard)
         log_sum, _ = distributed.log_sum_exp(u, u, scale, Pairs(shard), bound=bound, impl=impl)
@@ -395,8 +404,10 @@ def _positives_inside(
     if shard.alone:
         different = Exclusion.equal_ids(labels)
         same = Exclusion.modulo(len(u))._replace(query_ids=labels, key_ids=labels, keep_equal=True)
-        negative = similarity.self_log_sum_exp(u, scale, exclusion=different, bound=bound, impl=impl)
-        positive = similarity.self_log_sum_exp(u, scale, exclusion=same, bound=bound, impl=impl)
+        negative, positive = (
+            similarity.self_log_sum_exp(u, scale, exclusion=kept, bound=bound, dtype=shard.dtype, impl=impl)
+            for kept in (different, same)
+        )
     else:
         of_all = Pairs(shard, labels)
         negative, _ = distributed.log_sum_exp(u, u, scale, of_all, bound=bound, impl=impl)

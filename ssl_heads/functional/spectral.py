@@ -155,7 +155,7 @@ def tri_factor_contrast(
     _check.paired("z0", z0, "z1", z1)
     _check_importance(importance, z0)
     _check.positive("temperature", temperature)
-    u = unit_rows(torch.cat([z0, z1]), normalize=True)
+    u = unit_rows(torch.cat([z0, z1]), normalize=True, impl=impl)
     return nt_xent_of_rows(u, inverse(temperature), importance.to(u.dtype), None, torch.inf, shard, impl)
 
 
@@ -231,7 +231,7 @@ def tri_factor_two_towers(
     _check.paired("z0", z0, "z1", z1)
     _check_importance(importance, z0)
     _check.positive("temperature", temperature)
-    u0, u1 = (unit_rows(z, normalize=True) for z in one_dtype(z0, z1))
+    u0, u1 = (unit_rows(z, normalize=True, impl=impl) for z in one_dtype(z0, z1))
     query = u0 * importance.to(u0.dtype)
     scale = inverse(temperature)
     positive = row_dots(query, u1) * scale

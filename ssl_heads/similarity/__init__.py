@@ -35,7 +35,16 @@ DENSE_UP_TO = 128 * 128
 DENSE_ON_GPU_UP_TO = 1024 * 1024
 """The same where each launch costs microseconds."""
 
-__all__ = ["Exclusion", "Impl", "check_impl", "log_sum_exp", "promote", "self_log_sum_exp", "softplus_sum"]
+__all__ = [
+    "Exclusion",
+    "Impl",
+    "check_impl",
+    "log_sum_exp",
+    "product_dtype",
+    "promote",
+    "self_log_sum_exp",
+    "softplus_sum",
+]
 
 
 def check_impl(impl: str) -> None:
@@ -55,6 +64,14 @@ def refuse_tangents(*tensors: Tensor | float | None) -> None:
 def promote(x: Tensor) -> Tensor:
     """Half precision to fp32; fp32 and fp64 as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def product_dtype(*rows: Tensor) -> torch.dtype:
+    """What kernels may round these rows to for their products: autocast's dtype where it is on, else their widest."""
+    device = rows[0].device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return functools.reduce(torch.promote_types, [x.dtype for x in rows])
 
 
 @functools.lru_cache
@@ -83,6 +100,7 @@ def log_sum_exp(
     exclusion: Exclusion = Exclusion(),
     columns: bool = False,
     bound: float = math.inf,
+    dtype: torch.dtype | None = None,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """Log-sum-exp over the negatives of the rows, and on request of the columns, of ``scale * q k^T``.
@@ -94,6 +112,8 @@ def log_sum_exp(
         exclusion: Pairs that are left out.
         columns: Whether the log-sum-exp of the columns is wanted too.
         bound: The largest ``|logit|`` where the caller knows it, as for cosines over a temperature.
+        dtype: What kernels may round rows to for their products, see `product_dtype`; None leaves fp32 as it is.
+            Sums and gradients are taken in fp32 all the same, and tiles and the stored matrix round nothing.
         impl: See `Impl`.
 
     Returns:
@@ -108,7 +128,8 @@ def log_sum_exp(
     if chosen == "triton":
         from ssl_heads.similarity.triton import operators as fused
 
-        return fused.log_sum_exp(query, key, scale, exclusion=exclusion, columns=columns, bound=bound)
+        dtype = query.dtype if dtype is None else dtype
+        return fused.log_sum_exp(query, key, scale, exclusion=exclusion, columns=columns, bound=bound, dtype=dtype)
     pattern = (exclusion.offset, exclusion.period, exclusion.query_ids, exclusion.key_ids, exclusion.keep_equal)
     query = query * scale
     if torch.is_grad_enabled() and query.requires_grad and not key.requires_grad and not columns:
@@ -124,6 +145,7 @@ def self_log_sum_exp(
     weight: Tensor | None = None,
     exclusion: Exclusion = Exclusion(),
     bound: float = math.inf,
+    dtype: torch.dtype | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """Log-sum-exp over the negatives of the rows of the symmetric ``scale * x diag(weight) x^T``.
@@ -136,6 +158,7 @@ def self_log_sum_exp(
         weight: One weight a dimension, of shape (d,), or None for ones.
         exclusion: Pairs that are left out; a symmetric pattern.
         bound: The largest ``|logit|`` where the caller knows it.
+        dtype: As for `log_sum_exp`.
         impl: See `Impl`.
 
     Returns:
@@ -150,7 +173,8 @@ def self_log_sum_exp(
     if chosen == "triton":
         from ssl_heads.similarity.triton import operators as fused
 
-        return fused.self_log_sum_exp(x, scale, weight=weight, exclusion=exclusion, bound=bound)
+        dtype = x.dtype if dtype is None else dtype
+        return fused.self_log_sum_exp(x, scale, weight=weight, exclusion=exclusion, bound=bound, dtype=dtype)
     pattern = (exclusion.offset, exclusion.period, exclusion.query_ids, exclusion.keep_equal)
     weight = (x.new_ones(x.shape[1]) if weight is None else weight) * scale
     row: Tensor = operators.self_lse(x, weight, *pattern, bound)[0]
@@ -164,6 +188,7 @@ def softplus_sum(
     bias: Tensor,
     *,
     exclusion: Exclusion,
+    dtype: torch.dtype | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """``sum_ij softplus(scale * <q_i, k_j> + bias)`` over the negatives, value and gradient in one pass.
@@ -174,6 +199,7 @@ def softplus_sum(
         scale: Multiplies the logits.
         bias: Added to every logit, of shape () or (1,).
         exclusion: Pairs that are left out, by diagonal.
+        dtype: As for `log_sum_exp`.
         impl: See `Impl`.
 
     Returns:
@@ -188,7 +214,8 @@ def softplus_sum(
     if chosen == "triton":
         from ssl_heads.similarity.triton import operators as fused
 
-        return fused.softplus_sum(query, key, scale, bias, exclusion=exclusion)
+        dtype = query.dtype if dtype is None else dtype
+        return fused.softplus_sum(query, key, scale, bias, exclusion=exclusion, dtype=dtype)
     query = query * scale
     needs_gradient = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or bias.requires_grad)
     total: Tensor = operators.softplus_sum(query, key, bias, exclusion.offset, exclusion.period, needs_gradient)[0]

@@ -44,12 +44,20 @@ class Gradients(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """The gradients that a backward pass is asked for; that of the scale comes with any of them."""
+    """The gradients that a backward pass is asked for; that of the scale comes with any of them.
+
+    Those of the embeddings are rounded once, to ``dtype``; None is the dtype of the embeddings.
+    """
 
     query: bool = True
     key: bool = True
     row_bias: bool = False
     column_bias: bool = False
+    dtype: torch.dtype | None = None
+
+    def room(self, embeddings: Tensor) -> Tensor:
+        """Where the gradient of these embeddings will be written."""
+        return embeddings.new_empty(embeddings.shape, dtype=self.dtype)
 
 
 NEEDS_EMBEDDINGS = Needs()
@@ -130,15 +138,16 @@ def self_backward(
     bias: Tensor | None = None,
     bound: float = math.inf,
     needs_bias: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Gradients:
     """``query`` holds ``scale (W + W^T) key`` for a symmetric S: both gradients in one kernel, half the products.
 
     With ``query = key diag(w)`` the gradient of the embeddings is that product times w. ``scale`` and ``row_bias`` are
-    complete, ``key`` and ``column_bias`` are None.
+    complete, ``key`` and ``column_bias`` are None. The product is rounded once, to ``dtype``.
     """
     s = operands(query, key, exclusion, scale, bias, bias)
     upstream = _upstream(s, lse, gradient, lse, gradient, is_bounded(bound))
-    needs = Needs(query=True, key=False, row_bias=needs_bias)
+    needs = Needs(query=True, key=False, row_bias=needs_bias, dtype=dtype)
     result = _differentiate(s, upstream, query, key, is_bounded(bound), False, needs)
     return result._replace(scale=result.scale / 2)  # each pair was counted from both of its ends
 
@@ -199,7 +208,7 @@ def _differentiate(
     if 0 in s.shape:
         n, m = s.shape
         zero = s.scale.new_zeros
-        return Gradients(torch.zeros_like(query), torch.zeros_like(key), zero(1), zero(n), zero(m))
+        return Gradients(needs.room(query).zero_(), needs.room(key).zero_(), zero(1), zero(n), zero(m))
     mode = (u.row_factor is not None, u.column_factor is not None, bounded, softplus)
     if table_tile("gradient", s) is None:
 
@@ -207,22 +216,28 @@ def _differentiate(
             return _through_panels(s, u, tile, query, key, bounded, softplus, needs)
 
         return run(choose("panel", s, mode, run))
-    tile = choose("gradient", s, mode, lambda tile: _in_registers(s, u, query, tile, bounded, softplus, False))
-    query_gradient = key_gradient = row_sums = column_sums = None
-    dots: Tensor | None = None
+    query_gradient, key_gradient = needs.room(query), needs.room(key)
+    tile = choose("gradient", s, mode, lambda tile: _in_registers(s, u, query_gradient, tile, bounded, softplus, False))
+    row_sums = column_sums = dots = None
     if needs.key or needs.column_bias:
-        key_gradient, dots, column_sums = _in_registers(
-            s.transposed(), u.transposed(), key, tile, bounded, softplus, needs.column_bias
+        dots, column_sums = _in_registers(
+            s.transposed(), u.transposed(), key_gradient, tile, bounded, softplus, needs.column_bias
         )
     if needs.query or needs.row_bias or dots is None:
-        query_gradient, dots, row_sums = _in_registers(s, u, query, tile, bounded, softplus, needs.row_bias)
-    return Gradients(query_gradient, key_gradient, dots.sum().reshape(1), row_sums, column_sums)
+        dots, row_sums = _in_registers(s, u, query_gradient, tile, bounded, softplus, needs.row_bias)
+    return Gradients(
+        query_gradient if needs.query else None,
+        key_gradient if needs.key else None,
+        dots.sum().reshape(1),
+        row_sums,
+        column_sums,
+    )
 
 
 def _in_registers(
-    s: Operands, u: Upstream, like: Tensor, tile: Tile, bounded: bool, softplus: bool, sums: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``scale W k`` in the dtype of ``like``, ``<q_i, (W k)_i>``, and the row sums of W on request."""
+    s: Operands, u: Upstream, gradient: Tensor, tile: Tile, bounded: bool, softplus: bool, sums: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Write ``scale W k`` into ``gradient``; ``<q_i, (W k)_i>``, and the row sums of W on request."""
     n, m = s.shape
     column_tiles = triton.cdiv(m, tile.columns)
     row_blocks = triton.cdiv(n, tile.rows)
@@ -239,9 +254,9 @@ def _in_registers(
             tiles_per_split=triton.cdiv(column_tiles, splits),
             SUMS=sums,
         )
-    gradient, dots = like.new_empty(like.shape), s.scale.new_empty(n)
+    dots = s.scale.new_empty(n)
     _finish(raw, s.q, s, u, gradient, dots)
-    return gradient, dots, None if row_sums is None else row_sums.sum(0) * u.unit
+    return dots, None if row_sums is None else row_sums.sum(0) * u.unit
 
 
 def _finish(raw: Tensor, q: Tensor, s: Operands, u: Upstream, gradient: Tensor, dots: Tensor) -> None:
@@ -271,7 +286,7 @@ def _through_panels(
     panel_rows = max(1, PANEL_BYTES // (panel_stride * s.q.element_size() * tile.rows)) * tile.rows
     panel = s.q.new_empty(min(n, panel_rows), panel_stride)
 
-    query_gradient = query.new_empty(query.shape) if needs.query or not needs.key else None
+    query_gradient = needs.room(query) if needs.query or not needs.key else None
     key_raw = s.scale.new_zeros(m, s.width) if needs.key else None
     dots = s.scale.new_empty(n if query_gradient is not None else m)
     row_sums = s.scale.new_zeros(n) if needs.row_bias else None
@@ -295,7 +310,7 @@ def _through_panels(
             _finish(query_raw[None], s.q[i], s, u, query_gradient[i], dots[i])
     key_gradient = None
     if key_raw is not None:
-        key_gradient = key.new_empty(key.shape)
+        key_gradient = needs.room(key)
         key_dots = s.scale.new_empty(m) if query_gradient is not None else dots
         _finish(key_raw[None], s.k, s, u, key_gradient, key_dots)
     return Gradients(

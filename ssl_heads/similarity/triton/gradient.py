@@ -30,6 +30,12 @@ def load_upstream(shift_ptr, factor_ptr, positions, count, PRESENT: tl.constexpr
 
 
 @triton.jit
+def softmax(x, shift):
+    """``2^(x - shift)``, at most 1: of logits beyond 1e7 a float32 difference may say more."""
+    return tl.exp2(tl.minimum(x - shift, 0.0))
+
+
+@triton.jit
 def pair_weights(
     x, row_shift, row_factor, column_shift, column_factor,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BOUNDED: tl.constexpr, SOFTPLUS: tl.constexpr,
@@ -41,12 +47,12 @@ def pair_weights(
     elif BOUNDED:
         weights = tl.exp2(x) * (row_factor[:, None] + column_factor[None, :])
     elif ROWS and COLUMNS:
-        weights = tl.exp2(x - row_shift[:, None]) * row_factor[:, None]
-        weights += tl.exp2(x - column_shift[None, :]) * column_factor[None, :]
+        weights = softmax(x, row_shift[:, None]) * row_factor[:, None]
+        weights += softmax(x, column_shift[None, :]) * column_factor[None, :]
     elif ROWS:
-        weights = tl.exp2(x - row_shift[:, None]) * row_factor[:, None]
+        weights = softmax(x, row_shift[:, None]) * row_factor[:, None]
     else:
-        weights = tl.exp2(x - column_shift[None, :]) * column_factor[None, :]
+        weights = softmax(x, column_shift[None, :]) * column_factor[None, :]
     return weights
 
 

@@ -110,7 +110,7 @@ def prologue_kernel(
     u = tl.where(inside, v, 0.0)
     if NORMALIZE:
         norm = tl.sqrt_rn(tl.sum(u * u, 1))
-        inverse_norm = tl.where(norm > eps, 1.0 / norm, 0.0)
+        inverse_norm = tl.where(norm <= eps, 0.0, 1.0 / norm)  # a row of NaN stays one
         u = u * inverse_norm[:, None]
         tl.store(inverse_norm_ptr + rows, inverse_norm, mask=rows < N)
     offsets = rows.to(tl.int64)[:, None] * WIDTH + features[None, :]

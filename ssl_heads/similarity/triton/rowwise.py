@@ -57,7 +57,7 @@ class Rows(NamedTuple):
     """What the prologue writes.
 
     Attributes:
-        key: ``(n, padded width)`` in the embeddings' dtype.
+        key: ``(n, padded width)`` in the embeddings' dtype, or ``(n, d)`` in another on request.
         query: Like ``key``, times the importance; ``key`` itself without one.
         inverse_norm: ``(n,)`` float32, 0 for a zero row.
         kl: ``(n,)`` float32, the divergence summed over dimensions; None without a prior.
@@ -84,8 +84,11 @@ def prologue(
     gate_logits: Tensor | None = None,
     importance: Tensor | None = None,
     seed: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Rows:
     """Activation, gate, normalisation and importance of ``(n, d)`` embeddings, any strides, in one kernel.
+
+    With a ``dtype`` the rows are not padded: they go to torch functions before they go to the matrix kernels.
 
     Raises:
         ValueError: for an unknown activation or gate, a gate without logits or noise without a seed, shapes that
@@ -93,8 +96,8 @@ def prologue(
     """
     _check(embeddings, settings, gate_logits, seed)
     n, d = embeddings.shape
-    width = padded_width(d)
-    key = embeddings.new_empty(n, width)
+    width = padded_width(d) if dtype is None else d
+    key = embeddings.new_empty(n, width, dtype=dtype)
     query = key if importance is None else torch.empty_like(key)
     inverse_norm = torch.empty(n, dtype=torch.float32, device=embeddings.device)
     kl = torch.empty_like(inverse_norm) if settings.prior is not None else None
@@ -215,14 +218,13 @@ def _inputs(
         "HAS_IMPORTANCE": importance is not None,
         "TEMPERED_KL": settings.gate != "concrete",
         "NORMALIZE": settings.normalize,
-        "num_warps": 4,
     }
 
 
 def _block(d: int, width: int) -> dict[str, int]:
-    """Whole rows, as many as make about 2048 elements a program."""
+    """Whole rows, as many as make about 2048 elements a program; more warps where one row is longer than that."""
     features = triton.next_power_of_2(max(d, width))
-    return {"BLOCK_M": max(1, 2048 // features), "BLOCK_D": features}
+    return {"BLOCK_M": max(1, 2048 // features), "BLOCK_D": features, "num_warps": min(max(4, features // 512), 32)}
 
 
 def _rows_together(x: Tensor | None) -> Tensor | None:

@@ -107,11 +107,11 @@ def test_operators_keep_their_promises() -> None:
     query, key = leaves((N, D), (M, D))
     scale, ids = torch.tensor([10.0], requires_grad=True), torch.randint(0, 5, (N,))
     torch.library.opcheck(
-        operators.pair_lse, (query, key, scale, 0, 0, ids, torch.randint(0, 5, (M,)), False, True, math.inf)
+        operators.pair_lse, (query, key, scale, 0, 0, ids, torch.randint(0, 5, (M,)), False, True, math.inf, torch.float32)
     )
-    torch.library.opcheck(operators.self_lse, (query, torch.rand(D), scale, 0, 20, ids, False, math.inf))
+    torch.library.opcheck(operators.self_lse, (query, torch.rand(D), scale, 0, 20, ids, False, math.inf, torch.float32))
     bias = torch.tensor([-1.0], requires_grad=True)
-    torch.library.opcheck(operators.softplus_rows, (query, key, scale, bias, 2, 1000, None, None, False))
+    torch.library.opcheck(operators.softplus_rows, (query, key, scale, bias, 2, 1000, None, None, False, torch.float16))
 
 
 def test_autocast_computes_in_half() -> None:
