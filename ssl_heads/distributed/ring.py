@@ -15,19 +15,21 @@ from torch.autograd.function import once_differentiable
 
 from ssl_heads.distributed.collectives import outside_graph
 from ssl_heads.distributed.shard import Pairs, Shard
-from ssl_heads.similarity import Impl, partial
+from ssl_heads.similarity import Impl, implementation, partial
 
 
 def log_sum_exp(
     query: Tensor, key: Tensor, pairs: Pairs, columns: bool, bound: float, impl: Impl
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exp of the own rows, and of the own columns on request (else an empty tensor)."""
+    impl = agreed(impl, query, key, pairs.shard)
     row, column = outside_graph(_LogSumExp.apply)(query, key, pairs, columns, bound, impl)
     return row, column
 
 
 def softplus_sum(query: Tensor, key: Tensor, bias: Tensor, pairs: Pairs, impl: Impl) -> Tensor:
     """``sum_ij softplus(S_ij + b)`` of the own rows."""
+    impl = agreed(impl, query, key, pairs.shard)
     total: Tensor = outside_graph(_SoftplusSum.apply)(query, key, bias, pairs, impl)
     return total
 
@@ -39,6 +41,17 @@ def class_sum(keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------- how blocks travel
+
+
+def agreed(impl: Impl, query: Tensor, key: Tensor, shard: Shard) -> Impl:
+    """What ``impl`` means for a block of mean size: the same on every rank, as the dtype of what travels must be."""
+    rows, columns = (x.shape[0] // shard.rows * shard.total // shard.world for x in (query, key))
+    return implementation(impl, query[:1], rows * columns)
+
+
+def as_they_travel(impl: Impl, shard: Shard, *rows: Tensor) -> tuple[Tensor, ...]:
+    """The rows as the kernels read them; as they are for tiles."""
+    return tuple(x.to(shard.dtype) for x in rows) if impl == "triton" else rows
 
 
 class Shift:
@@ -123,6 +136,7 @@ class _LogSumExp(torch.autograd.Function):
         shard = pairs.shard
         views = query.shape[0] // shard.rows, key.shape[0] // shard.rows
         row = query.new_full((query.shape[0],), -torch.inf)
+        query, key = as_they_travel(impl, shard, query, key)
         column = Homeward(shard, logaddexp_)
         for source, (block,) in travelling(shard, key):
             exclusion = pairs.with_block(source, *views)
@@ -142,7 +156,7 @@ class _LogSumExp(torch.autograd.Function):
         row_gradient, own_column_gradient = gradients
         pairs, shard = ctx.pairs, ctx.pairs.shard
         needs_query, needs_key = ctx.needs_input_grad[:2]
-        query_gradient, key_gradient = torch.zeros_like(query), Homeward(shard)
+        query_gradient, key_gradient = torch.zeros_like(query, dtype=row.dtype), Homeward(shard)
         blocks = travelling(shard, key, own_column, own_column_gradient) if len(own_column) else travelling(shard, key)
         for source, (block, *of_columns) in blocks:
             column, column_gradient = of_columns or (own_column, own_column_gradient)
@@ -162,6 +176,7 @@ class _LogSumExp(torch.autograd.Function):
 class _SoftplusSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, bias: Tensor, pairs: Pairs, impl: Impl) -> Tensor:
+        query, key = as_they_travel(impl, pairs.shard, query, key)
         ctx.save_for_backward(query, key, bias)
         ctx.pairs, ctx.impl = pairs, impl
         total = bias.new_zeros(())
@@ -174,7 +189,7 @@ class _SoftplusSum(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, bias = ctx.saved_tensors
         (upstream,) = gradients
-        query_gradient, bias_gradient = torch.zeros_like(query), torch.zeros_like(bias)
+        query_gradient, bias_gradient = torch.zeros_like(query, dtype=bias.dtype), torch.zeros_like(bias)
         key_gradient = Homeward(ctx.pairs.shard)
         for source, (block,) in travelling(ctx.pairs.shard, key):
             exclusion = ctx.pairs.with_block(source, 1, 1)

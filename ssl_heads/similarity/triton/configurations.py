@@ -64,7 +64,7 @@ TABLE: dict[tuple[str, Kernel, Precision, int], Tile] = {
     ("sm_80", "forward_ids", "float", 256): Tile(32, 32, 32, 4, 3),
     ("sm_80", "forward_ids", "float", WIDE): Tile(32, 32, 32, 4, 3),
     ("sm_80", "gradient", "half", 64): Tile(128, 64, 64, 8, 3),
-    ("sm_80", "gradient", "half", 128): Tile(64, 64, 128, 8, 2),
+    ("sm_80", "gradient", "half", 128): Tile(64, 64, 128, 4, 2),
     ("sm_80", "gradient", "half", 256): Tile(64, 64, 256, 8, 2),
     ("sm_80", "gradient", "float", 64): Tile(32, 32, 64, 4, 2),
     ("sm_80", "panel", "half", WIDE): Tile(128, 128, 64, 8, 3),

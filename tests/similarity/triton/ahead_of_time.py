@@ -29,7 +29,7 @@ from ssl_heads.similarity.triton.configurations import SHARED_MEMORY, TABLE, WID
 from ssl_heads.similarity.triton.forward import forward_kernel
 from ssl_heads.similarity.triton.gradient import finish_kernel, gradient_kernel, panel_kernel
 from ssl_heads.similarity.triton.prologue import epilogue_kernel, prologue_kernel
-from ssl_heads.similarity.triton.rowwise import ACTIVATIONS, GATES
+from ssl_heads.similarity.triton.rowwise import ACTIVATIONS, GATES, _block
 from ssl_heads.similarity.triton.tiles import LEAVE_OUT_EQUAL, ONE_DIAGONAL
 
 GOLDEN = Path(__file__).with_name("aot_golden.json")
@@ -96,16 +96,19 @@ def cases() -> Iterator[Case]:
 
 
 def rowwise_cases(architecture: str) -> Iterator[Case]:
-    """Prologue and epilogue with everything switched on, at a width of one row and of many rows a program."""
-    for width in (128, 2048):
-        blocks = {"BLOCK_M": max(1, 2048 // width), "BLOCK_D": width}
-        flags = {
-            "ACTIVATION": ACTIVATIONS["rep_relu"], "GATE": GATES["concrete"], "HAS_KL": True, "HAS_IMPORTANCE": True,
-            "TEMPERED_KL": False, "NORMALIZE": True, "z_feature": 1, "a_feature": 1,
-        }  # fmt: skip
+    """Prologue and epilogue: everything switched on, at a width of one row and of many rows a program; unit rows."""
+    everything = {
+        "ACTIVATION": ACTIVATIONS["rep_relu"], "GATE": GATES["concrete"], "HAS_KL": True, "HAS_IMPORTANCE": True,
+        "TEMPERED_KL": False, "NORMALIZE": True, "z_feature": 1, "a_feature": 1,
+    }  # fmt: skip
+    nothing = dict.fromkeys(("HAS_KL", "HAS_IMPORTANCE"), False)
+    unit = everything | nothing | {"ACTIVATION": ACTIVATIONS["none"], "GATE": GATES["none"], "TEMPERED_KL": True}
+    for mode, flags, width in (("", everything, 128), ("", everything, 2048), (" unit rows", unit, 8192)):
+        block = _block(width, width)
+        warps = block.pop("num_warps")
         for kernel, own in ((prologue_kernel, {"WIDTH": width}), (epilogue_kernel, {"HAS_KEY_GRADIENT": True})):
-            name = f"{architecture} {kernel.__name__.removesuffix('_kernel')} bf16 {width}"
-            yield Case(name, architecture, kernel, {**flags, **blocks, **own}, "bf16", 4, 1)
+            name = f"{architecture} {kernel.__name__.removesuffix('_kernel')} bf16 {width}{mode}"
+            yield Case(name, architecture, kernel, {**flags, **block, **own}, "bf16", warps, 1)
 
 
 def modes(kernel: str, precision: str, width: int) -> Iterator[tuple[str, dict[str, Any]]]:

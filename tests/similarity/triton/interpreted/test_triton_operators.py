@@ -46,6 +46,14 @@ def rows_literal(query: Tensor, key: Tensor, scale: Tensor) -> Tensor:
     return (scale * query @ key.detach().T).logsumexp(1).square().sum()
 
 
+def unit(x: Tensor) -> Tensor:
+    return (operators.unit_rows(x) * torch.linspace(-1, 1, D)).square().sum()
+
+
+def unit_literal(x: Tensor) -> Tensor:
+    return (x / x.norm(dim=1, keepdim=True) * torch.linspace(-1, 1, D)).square().sum()
+
+
 def one_set(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     return operators.self_log_sum_exp(x, scale, weight=weight, exclusion=Exclusion.modulo(N // 2)).square().sum()
 
@@ -67,6 +75,7 @@ def elementwise_literal(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor)
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[[], list[Tensor]]]] = {
     "pairs": (pairs, pairs_literal, lambda: [*leaves((N, D), (M, D)), scalar(10.0)]),
     "rows": (rows, rows_literal, lambda: [*leaves((N, D), (M, D)), scalar(10.0)]),
+    "unit rows": (unit, unit_literal, lambda: leaves((N, D))),
     "one set": (one_set, one_set_literal, lambda: [*leaves((N, D)), torch.rand(D, requires_grad=True), scalar(5.0)]),
     "elementwise": (elementwise, elementwise_literal, lambda: [*leaves((N, D), (M, D)), scalar(10.0), scalar(-3.0)]),
 }
@@ -106,11 +115,13 @@ def test_compiles_as_one_graph(name: str) -> None:
 def test_operators_keep_their_promises() -> None:
     query, key = leaves((N, D), (M, D))
     scale, ids = torch.tensor([10.0], requires_grad=True), torch.randint(0, 5, (N,))
+    key_ids = torch.randint(0, 5, (M,))
     torch.library.opcheck(
-        operators.pair_lse, (query, key, scale, 0, 0, ids, torch.randint(0, 5, (M,)), False, True, math.inf, torch.float32)
+        operators.pair_lse, (query, key, scale, 0, 0, ids, key_ids, False, True, math.inf, torch.float32)
     )
     torch.library.opcheck(operators.self_lse, (query, torch.rand(D), scale, 0, 20, ids, False, math.inf, torch.float32))
     bias = torch.tensor([-1.0], requires_grad=True)
+    torch.library.opcheck(operators.normalized_rows, (query,))
     torch.library.opcheck(operators.softplus_rows, (query, key, scale, bias, 2, 1000, None, None, False, torch.float16))
 
 
