@@ -69,7 +69,7 @@ def promote(x: Tensor) -> Tensor:
 def product_dtype(*rows: Tensor) -> torch.dtype:
     """What kernels may round these rows to for their products: autocast's dtype where it is on, else their widest."""
     device = rows[0].device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return functools.reduce(torch.promote_types, [x.dtype for x in rows])
 

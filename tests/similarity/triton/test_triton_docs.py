@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu_model
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "performance_gpu.md").read_text(encoding="utf-8")
@@ -29,11 +29,18 @@ def test_compiled_figures() -> None:
 
 
 def test_model(capsys: pytest.CaptureFixture[str]) -> None:
-    gpu.print_model()
+    gpu_model.print_model()
     assert capsys.readouterr().out.strip() in PAGE
 
 
-def test_shuffles_of_the_model_are_those_of_the_machine_code() -> None:
-    row = json.loads(Path(__file__).with_name("aot_golden.json").read_text())["kernels"]
-    compiled = row["sm_90 forward_bounded bf16 768 bounded columns"]
-    assert compiled["exchanges"] / compiled["exponentials"] == pytest.approx(gpu.EXCHANGES, abs=0.02)
+@pytest.mark.parametrize(
+    ("name", "path", "elements"),
+    [
+        ("sm_90 forward_bounded bf16 768 bounded columns", gpu_model.BOUNDED, 128),
+        ("sm_90 forward bf16 768 online columns", gpu_model.ONLINE, 64),
+    ],
+)
+def test_costs_of_the_model_are_those_of_the_machine_code(name: str, path: gpu_model.Path, elements: int) -> None:
+    compiled = json.loads(Path(__file__).with_name("aot_golden.json").read_text())["kernels"][name]
+    assert compiled["exchanges"] / elements == pytest.approx(path.exchanges, abs=0.02)
+    assert compiled["exponentials"] // elements == path.exponentials
