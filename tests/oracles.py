@@ -63,13 +63,23 @@ def nt_xent(
     return _nt_xent(u, torch.ones_like(u[0]), temperature, list(range(len(z0))) if ids is None else ids.tolist())
 
 
-def info_nce(query: Tensor, key: Tensor, queue: Tensor | None = None, temperature: float = 0.2) -> Tensor:
+def info_nce(
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor | None = None,
+    temperature: float = 0.2,
+    ids: Tensor | None = None,
+    queue_ids: Tensor | None = None,
+) -> Tensor:
     q, k = unit(query), unit(key)
     s = cells(q @ k.T / temperature)
     to_queue = None if queue is None else cells(q @ unit(queue.detach()).T / temperature)
     losses = []
     for i in range(len(q)):
-        negatives = to_queue[i] if to_queue is not None else [s[i][j] for j in range(len(k)) if j != i]
+        if to_queue is not None:
+            negatives = [x for c, x in enumerate(to_queue[i]) if ids is None or ids[i] != queue_ids[c]]
+        else:
+            negatives = [s[i][j] for j in range(len(k)) if j != i and (ids is None or ids[i] != ids[j])]
         losses.append(cross_entropy(s[i][i], negatives))
     return mean(losses)
 

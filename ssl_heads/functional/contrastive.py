@@ -154,6 +154,8 @@ def info_nce(
     temperature: float | Tensor = 0.2,
     *,
     normalize: bool = True,
+    ids: Tensor | None = None,
+    queue_ids: Tensor | None = None,
     gather: Gather = "none",
     group: ProcessGroup | None = None,
     impl: Impl = "auto",
@@ -170,6 +172,9 @@ def info_nce(
         queue: Shape (K, d), or None. It gets no gradient, and is not gathered: all ranks hold the same one.
         temperature: Divides the similarities.
         normalize: Whether the rows of all three are divided by their length.
+        ids: Integers of shape (n,); samples with an equal id are never negatives of each other.
+        queue_ids: Integers of shape (K,), needed with ``ids`` where there is a queue: an entry with the id of a query
+            is no negative of it. `MemoryQueue` holds them, -1 where none was given.
         gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
             `ssl_heads.distributed`.
         group: The ranks that hold the batch; None is the default group.
@@ -190,6 +195,7 @@ def info_nce(
     shard = Shard.of(gather, group, query, key)
     _check.paired("query", query, "key", key)
     _check.positive("temperature", temperature)
+    check_ids(query, ids, queue, queue_ids)
     scale = inverse(temperature)
     bound = cosine_bound(scale, normalize)
     q, k = (unit_rows(x, normalize, impl) for x in one_dtype(query, key))
@@ -197,10 +203,25 @@ def info_nce(
         _check.rows("queue", queue)
         _check.same_width("query", query, "queue", queue)
         others = unit_rows(queue.detach(), normalize, impl).to(q.dtype)
-        log_sum, _ = similarity.log_sum_exp(q, others, scale, bound=bound, dtype=shard.dtype, impl=impl)
+        exclusion = Exclusion(query_ids=ids, key_ids=queue_ids)
+        log_sum, _ = similarity.log_sum_exp(
+            q, others, scale, exclusion=exclusion, bound=bound, dtype=shard.dtype, impl=impl
+        )
     else:
-        log_sum, _ = log_sum_of_negatives(q, k, scale, shard, columns=False, bound=bound, impl=impl)
+        log_sum, _ = log_sum_of_negatives(q, k, scale, shard, columns=False, ids=ids, bound=bound, impl=impl)
     return shard.mean(against_negatives(log_sum, row_dots(q, k) * scale))
+
+
+def check_ids(query: Tensor, ids: Tensor | None, queue: Tensor | None, queue_ids: Tensor | None) -> None:
+    """Ids of the batch, and with a queue of both or of none."""
+    if ids is not None:
+        _check.integers("ids", ids, len(query), "query", query)
+    if queue_ids is not None and queue is not None:
+        _check.integers("queue_ids", queue_ids, len(queue), "queue", queue)
+    if (queue_ids is not None) != (ids is not None and queue is not None):
+        given = {"ids": ids, "queue": queue, "queue_ids": queue_ids}
+        names = " and ".join(name for name, x in given.items() if x is not None)
+        raise ValueError(f"a queue takes ids and queue_ids together, and a batch without one ids alone; got {names}")
 
 
 def log_sum_of_negatives(
@@ -210,16 +231,18 @@ def log_sum_of_negatives(
     shard: Shard,
     *,
     columns: bool,
+    ids: Tensor | None = None,
     bound: float = math.inf,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """Log-sum-exp of the own rows over all keys but their own, and on request of the own keys over all other rows."""
     if shard.alone:
-        exclusion = Exclusion.diagonal(len(query), len(key))
+        exclusion = Exclusion.diagonal(len(query), len(key))._replace(query_ids=ids, key_ids=ids)
         return similarity.log_sum_exp(
             query, key, scale, exclusion=exclusion, columns=columns, bound=bound, dtype=shard.dtype, impl=impl
         )
-    return distributed.log_sum_exp(query, key, scale, Pairs(shard), columns=columns, bound=bound, impl=impl)
+    pairs = Pairs(shard, None if ids is None else shard.gathered(ids))
+    return distributed.log_sum_exp(query, key, scale, pairs, columns=columns, bound=bound, impl=impl)
 
 
 def clip_loss(

@@ -106,14 +106,23 @@ class InfoNCELoss(GatheringLoss):
         check_impl(impl)
         self.temperature, self.normalize, self.impl = temperature, normalize, impl
 
-    def forward(self, query: Tensor, key: Tensor, queue: Tensor | None = None) -> Tensor:
-        """Queries and keys of shape (n, d), and an optional queue of shape (K, d), to a scalar."""
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        queue: Tensor | None = None,
+        ids: Tensor | None = None,
+        queue_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Queries and keys of shape (n, d), an optional queue of shape (K, d), ids of their samples, to a scalar."""
         return functional.info_nce(
             query,
             key,
             queue,
             self.temperature,
             normalize=self.normalize,
+            ids=ids,
+            queue_ids=queue_ids,
             gather=self.gather,
             group=self.group,
             impl=self.impl,

@@ -43,6 +43,7 @@ LOSSES: dict[str, tuple[dict[str, Any], Loss]] = {
     ),
     "nt_xent, fixed temperature": ({}, lambda b, p, **o: f.nt_xent(b.z0, b.z1, 0.2, **o)),
     "info_nce": (TEMPERATURE, lambda b, p, **o: f.info_nce(b.z0, b.z1, None, p["temperature"], **o)),
+    "info_nce, ids": (TEMPERATURE, lambda b, p, **o: f.info_nce(b.z0, b.z1, None, p["temperature"], ids=b.ids, **o)),
     "info_nce, keys frozen": (
         TEMPERATURE,
         lambda b, p, **o: f.info_nce(b.z0, b.z1.detach(), None, p["temperature"], **o),

@@ -66,6 +66,23 @@ def test_widths(case: Case, impl: str, width: int) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("queued", [False, True])
+def test_ids_of_a_query_and_of_a_queue(queued: bool, impl: str) -> None:
+    """Equal ids are no negatives; -1, of an entry that was given none, is no sample's."""
+    query, key = normal(1, 9, WIDTH).requires_grad_(), normal(2, 9, WIDTH).requires_grad_()
+    queue = normal(3, 31, WIDTH) if queued else None
+    ids, queue_ids = torch.arange(9) // 2, (torch.arange(31) % 7 - 1 if queued else None)
+    expected = oracles.info_nce(query, key, queue, ids=ids, queue_ids=queue_ids)
+    actual = ours.info_nce(query, key, queue, ids=ids, queue_ids=queue_ids, impl=impl)
+    assert relative_error(actual, expected) < 1e-12
+    assert relative_error(actual, oracles.info_nce(query, key, queue)) > 1e-3
+    for a, e in zip(
+        torch.autograd.grad(actual, (query, key)), torch.autograd.grad(expected, (query, key)), strict=True
+    ):
+        assert_gradient_close(a, e, 1e-10)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 def test_a_long_queue(impl: str) -> None:
     query, key, queue = normal(1, 7, WIDTH), normal(2, 7, WIDTH), normal(3, 1271, WIDTH)
     query.requires_grad_()

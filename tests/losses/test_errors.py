@@ -87,6 +87,12 @@ CALLS = {
     "queue-empty": (lambda: ours.info_nce(Z, Z, torch.empty(0, 4)), ["(0, 4)"]),
     "queue-integer": (lambda: ours.info_nce(Z, Z, torch.ones(9, 4, dtype=torch.long)), ["torch.int64"]),
     "queue-device": (lambda: ours.info_nce(Z, Z, torch.empty(9, 4, device="meta")), ["cpu", "meta"]),
+    "queue-ids-length": (
+        lambda: ours.info_nce(Z, Z, torch.randn(9, 4), ids=torch.arange(6), queue_ids=torch.arange(6)),
+        ["queue_ids", "(9,)", "(6,)", "(9, 4)"],
+    ),
+    "queue-without-ids": (lambda: ours.info_nce(Z, Z, torch.randn(9, 4), ids=torch.arange(6)), ["ids and queue"]),
+    "queue-ids-alone": (lambda: ours.info_nce(Z, Z, queue_ids=torch.arange(6)), ["got queue_ids"]),
     "labels-length": (lambda: ours.sup_con(Z, torch.arange(5)), ["(6,)", "(5,)", "(6, 4)"]),
     "labels-floating": (lambda: ours.sup_con(Z, torch.zeros(6)), ["torch.float32"]),
     "labels-one-hot": (lambda: ours.sup_con(Z, torch.eye(6).long()), ["(6, 6)", "(6,)"]),
