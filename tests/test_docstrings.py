@@ -31,7 +31,8 @@ def test_examples_run(name: str) -> None:
 
 
 def public_objects() -> list[str]:
-    modules = (ssl_heads, importlib.import_module("ssl_heads.functional"), importlib.import_module("ssl_heads.metrics"))
+    names = ("ssl_heads", "ssl_heads.adapters", "ssl_heads.functional", "ssl_heads.metrics")
+    modules = [importlib.import_module(name) for name in names]
     return sorted(
         {
             f"{value.__module__}.{value.__qualname__}"

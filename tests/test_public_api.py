@@ -10,11 +10,12 @@ from types import ModuleType
 from typing import Any
 
 import ssl_heads
+import ssl_heads.adapters
 import ssl_heads.functional
 import ssl_heads.metrics
 
 INVENTORY = pathlib.Path(__file__).with_name("public_api.json")
-MODULES: tuple[ModuleType, ...] = (ssl_heads, ssl_heads.functional, ssl_heads.metrics)
+MODULES: tuple[ModuleType, ...] = (ssl_heads, ssl_heads.adapters, ssl_heads.functional, ssl_heads.metrics)
 
 
 class Verbatim(str):
