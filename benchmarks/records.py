@@ -117,12 +117,12 @@ def picture_path(docs: Path, name: str) -> Path:
     return path
 
 
-def publish(docs: Path, name: str, text: str) -> None:
+def publish(docs: Path, name: str, text: str, page: str = "identifiability.md") -> None:
     """Print a table, and put it into the page between its two marks."""
     print(text)
-    page = docs / "identifiability.md"
-    if page.exists():
-        before, _, rest = page.read_text().partition(f"<!-- {name} -->\n")
+    path = docs / page
+    if path.exists():
+        before, _, rest = path.read_text().partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
         if end:
-            page.write_text(f"{before}<!-- {name} -->\n{text}\n{end}{after}")
+            path.write_text(f"{before}<!-- {name} -->\n{text}\n{end}{after}")

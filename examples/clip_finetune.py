@@ -254,7 +254,7 @@ class Judge:
         self, pairs: Sequence[Pair], train: list[int], test: list[int], streamed: Streamed, source: Source
     ) -> None:
         self.pairs, self.source, self.streamed = pairs, source, streamed
-        self.train, self.test = clip_data.one_a_concept(pairs, train), clip_data.one_a_concept(pairs, test)
+        self.train, self.test = train, clip_data.one_a_concept(pairs, test)
         self.groups = sorted({pairs[i].group for i in self.test} - {""})
         self.words = clip_report.vocabulary([pair.caption for pair in pairs])
 
@@ -281,7 +281,8 @@ class Judge:
             with torch.no_grad(), precision():
                 prompts = towers.text(self.streamed.text(towers.tokenize(self.groups))).float()
         if not towers.aligned:
-            _, *pretrained = features((towers.image, towers.text), self.source, self.train, precision)
+            fitted = clip_data.one_a_concept(self.pairs, self.train)
+            _, *pretrained = features((towers.image, towers.text), self.source, fitted, precision)
             image_map, text_map = clip_report.canonical(*pretrained)
             image, text, prompts = image_map(image), text_map(text), text_map(prompts)
         held = clip_report.Held(kept, *map(safe_normalize, (image, text)), [self.pairs[i].group for i in kept])
@@ -322,7 +323,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--dropout", type=float, default=0.5, help="of the heads' input")
     add("--prior", type=float, default=0.2, help="of the gates")
     add("--kl-weight", type=float, default=3e-4, help="of the gates' divergence from their prior")
-    add("--decorrelation", type=float, default=0.1, help="weight of the tri-factor arm's decorrelation")
+    add("--decorrelation", type=float, default=0.001, help="weight of the tri-factor arm's decorrelation")
     add("--epochs", type=int, default=40, help="an epoch takes one pair of every concept")
     add("--batch-size", type=int, default=512, help="the pairs that a loss compares")
     add("--micro-batch", type=int, default=128, help="the pairs whose activations are in memory at a time")
@@ -404,7 +405,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         kept = f"{args.checkpoint} continues with the same command" if args.checkpoint else "nothing was kept"
         print(f"\ninterrupted: {kept}", file=sys.stderr)
         sys.exit(130)
-    print(f"{len(judge.train)} concepts to train on, {len(judge.test)} held out\n")
+    concepts = len(clip_data.one_a_concept(judge.pairs, judge.train))
+    print(f"{concepts} concepts to train on, {len(judge.test)} held out\n")
     print(clip_report.markdown(rows, [*clip_report.COLUMNS, "seconds"]))
     note = "artwork: OpenMoji, CC BY-SA 4.0" if args.data == "openmoji" else ""
     draw(shown, judge, note, args.picture)

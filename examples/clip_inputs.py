@@ -107,8 +107,12 @@ class Streamed:
         self.reader = Reader(pairs, towers.size)
         self.tokens = towers.tokenize([pair.caption for pair in pairs])
 
-    @torch.no_grad()
     def batches(self, plan: Plan) -> Iterator[Batch]:
+        for kept, image in self.images(plan):
+            yield kept, image, self.text(self.tokens[kept])
+
+    @torch.no_grad()
+    def images(self, plan: Plan) -> Iterator[tuple[list[int], Tensor]]:
         for kept, images, seed in self.reader.batches(plan):
             generator = None if seed is None else torch.Generator().manual_seed(seed)
             hidden = []
@@ -116,7 +120,7 @@ class Streamed:
                 pixels = part.to(self.device).float()
                 with self.precision():
                     hidden.append(self.towers.image.stem(pixels if generator is None else augment(pixels, generator)))
-            yield kept, torch.cat(hidden), self.text(self.tokens[kept])
+            yield kept, torch.cat(hidden)
 
     @torch.no_grad()
     def text(self, tokens: Tensor) -> Tensor:
@@ -161,11 +165,11 @@ def stems(streamed: Streamed, views: int) -> dict[str, object]:
     chunks = [everything[i : i + streamed.micro_batch] for i in range(0, len(everything), streamed.micro_batch)]
     seeds = [[None] * len(chunks), *([v * len(chunks) + c for c in range(len(chunks))] for v in range(views))]
     plan = [(chunk, seed) for view in seeds for chunk, seed in zip(chunks, view, strict=True)]
-    kept, images, texts = [], [], []
-    for index, image, text in tqdm(streamed.batches(plan), "frozen stems", len(plan), unit="batch", leave=False):
+    kept, images = [], []
+    for index, image in tqdm(streamed.images(plan), "frozen stems", len(plan), unit="batch", leave=False):
         kept += index
         images.append(image.half().cpu())
-        texts.append(text.half().cpu())
     n = len(kept) // (views + 1)  # an image that cannot be read is missing from every view
     image = rearrange(torch.cat(images), "(views n) ... -> views n ...", n=n)
-    return {"kept": kept[:n], "image": image, "text": torch.cat(texts)[:n], "skipped": streamed.reader.skipped}
+    text = streamed.text(streamed.tokens[kept[:n]]).half().cpu()
+    return {"kept": kept[:n], "image": image, "text": text, "skipped": streamed.reader.skipped}

@@ -81,9 +81,10 @@ def numbers(held: Held, prompts: Tensor, names: Sequence[str]) -> list[float]:
     """The numbers of the table, in the order of COLUMNS; NaN for what the data cannot tell."""
     zero, consistency = float("nan"), float("nan")
     if len(names) > 1:
-        labels = torch.tensor([names.index(group) for group in held.groups], device=held.image.device)
-        zero = zero_shot(held.image, prompts, labels)
-        positive = held.image.clamp(min=0)
+        known = [i for i, group in enumerate(held.groups) if group]
+        labels = torch.tensor([names.index(held.groups[i]) for i in known], device=held.image.device)
+        zero = zero_shot(held.image[known], prompts, labels)
+        positive = held.image[known].clamp(min=0)
         consistency = metrics.class_consistency(positive, labels, min_support=SUPPORT).chance_corrected
     return [
         *recalls(held.image, held.text),

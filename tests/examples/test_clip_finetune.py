@@ -85,12 +85,16 @@ def test_all_arms_give_one_table_and_one_picture(here: Path, capsys: pytest.Capt
         assert len(set(image.convert("L").get_flattened_data())) > 50
 
 
+@pytest.fixture(scope="module")
+def emoji(here: Path):
+    trained = ["--image-blocks", "1", "--text-layers", "1", "--micro-batch", "20"]
+    args = clip_finetune.parse(small(*trained, "--epochs", "6"))
+    return args, clip_finetune.prepare(args)
+
+
 @pytest.mark.parametrize("arm", clip_finetune.ARMS)
-def test_training_lowers_the_loss_and_moves_every_parameter(here: Path, arm: str):
-    args = clip_finetune.parse(
-        small("--image-blocks", "1", "--text-layers", "1", "--epochs", "6", "--micro-batch", "20")
-    )
-    judge, towers, plan, checkpoint = clip_finetune.prepare(args)
+def test_training_lowers_the_loss_and_moves_every_parameter(emoji, arm: str):
+    args, (judge, towers, plan, checkpoint) = emoji
     (_, image, text), *_ = judge.source.batches(plan[:1])
 
     def loss(model: clip_finetune.Signed) -> float:
@@ -111,10 +115,10 @@ def test_training_lowers_the_loss_and_moves_every_parameter(here: Path, arm: str
     assert not any(p.requires_grad for p in after.image.frozen.parameters())
 
 
-@pytest.mark.parametrize("arm", ["gated", "trifactor"])
 def test_a_run_that_is_interrupted_ends_bit_for_bit_as_one_that_is_not(
-    here: Path, arm: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
+    arm = "gated"
     options = small("--arms", arm, "--image-blocks", "1", "--text-layers", "1", "--micro-batch", "20", "--views", "1")
     save = clip_finetune.Checkpoint.save
 
@@ -122,7 +126,7 @@ def test_a_run_that_is_interrupted_ends_bit_for_bit_as_one_that_is_not(
         save(self, *state)
         signal.raise_signal(signal.SIGINT)
 
-    whole, cut = (here / f"{arm}-{name}.pt" for name in ("whole", "cut"))
+    whole, cut = (here / f"{name}.pt" for name in ("whole", "cut"))
     clip_finetune.main([*options, "--checkpoint", str(whole)])
     monkeypatch.setattr(clip_finetune.Checkpoint, "save", save_and_interrupt)
     with pytest.raises(SystemExit) as exit_:
