@@ -84,14 +84,16 @@ class Signed(nn.Module):
     """Two towers, a head on each, cosines with a learned scale: CLIP."""
 
     head: type[Head] = Head
+    start = ("clip", 0.07)  # loss and temperature unless told, chosen on validation concepts (docs/clip.md)
 
     def __init__(self, towers: Towers, args: argparse.Namespace) -> None:
         super().__init__()
         self.image, self.text = copy.deepcopy(towers.image), copy.deepcopy(towers.text)
         self.image_head, self.text_head = (self.head(tower.width, args) for tower in (self.image, self.text))
-        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / args.temperature)]))
-        self.logit_bias = nn.Parameter(torch.tensor([-10.0])) if args.loss == "siglip" else None
-        self.criterion: nn.Module = SigLIPLoss() if args.loss == "siglip" else CLIPLoss()
+        loss, self.temperature = args.loss or self.start[0], args.temperature or self.start[1]
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / self.temperature)]))
+        self.logit_bias = nn.Parameter(torch.tensor([-10.0])) if loss == "siglip" else None
+        self.criterion: nn.Module = SigLIPLoss() if loss == "siglip" else CLIPLoss()
 
     def loss(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         (z_image, image_penalty), (z_text, text_penalty) = (
@@ -123,9 +125,10 @@ class NonNegative(Signed):
     """The same, with embeddings that cannot be negative."""
 
     head = NonNegHead
+    start = ("siglip", 0.1)
 
 
-class Gated(Signed):
+class Gated(NonNegative):
     """The same, with a gate on each tower."""
 
     head = GatedHead
@@ -145,7 +148,7 @@ class TriFactor(Signed):
         self.importance = FeatureImportance(args.dim)
         self.criterion = TriFactorContrast(
             importance=self.importance,
-            temperature=args.temperature,
+            temperature=self.temperature,
             decorrelation_weight=args.decorrelation,
             two_towers=True,
         )
@@ -318,8 +321,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--cache", type=Path, default=Path("runs/clip"), help="where the frozen towers' output is stored")
     add("--hidden", type=int, default=1024, help="width of the heads' hidden layer")
     add("--dim", type=int, default=512, help="width of the embedding")
-    add("--loss", choices=["clip", "siglip"], default="siglip")
-    add("--temperature", type=float, default=0.1, help="at the start; it is learned, but for the tri-factor arm")
+    add("--loss", choices=["clip", "siglip"], help="unless the arm's own; the tri-factor arm has no other")
+    add(
+        "--temperature",
+        type=float,
+        help="at the start, unless the arm's own; it is learned, but for the tri-factor arm",
+    )
     add("--dropout", type=float, default=0.5, help="of the heads' input")
     add("--prior", type=float, default=0.2, help="of the gates")
     add("--kl-weight", type=float, default=3e-4, help="of the gates' divergence from their prior")
@@ -345,7 +352,7 @@ NOT_SETTINGS = ("arms", "cache", "device", "checkpoint", "picture")  # what a re
 
 def check(args: argparse.Namespace) -> None:
     for name in ("size", "hidden", "dim", "temperature", "epochs", "micro_batch", "lr", "tower_lr"):
-        if not getattr(args, name) > 0:
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
     for name in ("views", "kl_weight", "decorrelation", "weight_decay"):
         if not getattr(args, name) >= 0:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_heads import metrics
 
 RANKS = (1, 5, 10)
 Map = Callable[[Tensor], Tensor]
+OVERLAP = 0.35  # of two named dimensions: the cosine of their activations over the images
 SUPPORT = 5  # a dimension is judged by at least so many held-out images that activate it
 
 
@@ -53,9 +54,9 @@ def canonical(image: Tensor, text: Tensor, dim: int = 384, ridge: float = 1.0) -
     """Maps of both sides into the space where the rows correlate most, in closed form: ridge CCA."""
     means = [x.mean(dim=0) for x in (image, text)]
     a, b = (x.double() - mean.double() for x, mean in zip((image, text), means, strict=True))
-    root_a, root_b = whitener(a, ridge), whitener(b, ridge)
-    u, s, vt = torch.linalg.svd(root_a @ (a.T @ b / len(a)) @ root_b, full_matrices=False)
-    weights = [w[:, :dim] * s[:dim].sqrt() for w in (root_a @ u, root_b @ vt.T)]
+    white_a, white_b = whitening(a, ridge), whitening(b, ridge)
+    u, s, vt = torch.linalg.svd((a @ white_a).T @ (b @ white_b) / len(a), full_matrices=False)
+    weights = [w[:, :dim] * s[:dim].sqrt() for w in (white_a @ u, white_b @ vt.T)]
 
     def mapping(mean: Tensor, weight: Tensor) -> Map:
         return lambda x: (x - mean) @ weight.to(x.dtype)
@@ -64,11 +65,10 @@ def canonical(image: Tensor, text: Tensor, dim: int = 384, ridge: float = 1.0) -
     return image_map, text_map
 
 
-def whitener(x: Tensor, ridge: float) -> Tensor:
-    covariance = x.T @ x / len(x)
-    covariance += ridge * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=x.dtype, device=x.device)
-    values, vectors = torch.linalg.eigh(covariance)
-    return (vectors / values.sqrt()) @ vectors.T
+def whitening(x: Tensor, ridge: float) -> Tensor:
+    """Directions of the rows' space (width, rank), each over its deviation; the ridge is of the mean variance."""
+    _, s, vt = torch.linalg.svd(x / len(x) ** 0.5, full_matrices=False)
+    return vt.T / (s.square() + ridge * s.square().sum() / x.shape[1]).sqrt()
 
 
 COLUMNS = (
@@ -118,18 +118,18 @@ class Named(NamedTuple):
 
 
 def name_dimensions(held: Held, words: Tensor, vocabulary: Sequence[str], count: int, shown: int = 6) -> list[Named]:
-    """The dimensions on which images and captions agree most, no two of which show mostly the same images.
+    """The dimensions on which images and captions agree most, no two of which are active on much the same images.
 
     Words are chosen by the text tower alone, images by the image tower alone.
     """
     score = agreement(held.image, held.text).nan_to_num(-1.0)
+    columns = nn.functional.normalize(held.image.clamp(min=0), dim=0)
     named: list[Named] = []
     for j in score.argsort(descending=True).tolist():
-        activation = held.image[:, j]
-        fires = int((activation > 1e-5).sum())
-        images = activation.argsort(descending=True)[: min(shown, fires)].tolist()
-        if fires < shown or any(len({*images} & {*other.images}) > shown // 2 for other in named):
+        fires = int((columns[:, j] > 1e-5).sum())
+        if fires < shown or any(float(columns[:, j] @ columns[:, other.dim]) > OVERLAP for other in named):
             continue
+        images = columns[:, j].argsort(descending=True)[:shown].tolist()
         strongest = words[:, j].argsort(descending=True)[:4].tolist()
         named.append(Named(j, images, [vocabulary[i] for i in strongest if words[i, j] > 1e-5], float(score[j]), fires))
         if len(named) == count:
@@ -146,21 +146,17 @@ def draw(panels: dict[str, tuple[list[Named], dict[int, Tensor]]], note: str, pa
     parts = figure.subfigures(1, len(panels), squeeze=False)[0]
     for part, (title, (named, images)) in zip(parts, panels.items(), strict=True):
         part.suptitle(title, fontsize=13)
-        axes = part.subplots(rows, shown + 1, squeeze=False, width_ratios=[2.8, *[1] * shown])
+        axes = part.subplots(rows, 2, squeeze=False, width_ratios=[2.6, shown])
         for ax in axes.flat:
             ax.axis("off")
-        for (label, *pictures), dimension in zip(axes, named, strict=False):
+        for (label, strip), dimension in zip(axes, named, strict=False):
+            words = dimension.words
             about = f"dim {dimension.dim}: {dimension.fires} images, agreement {dimension.agreement:.2f}"
-            for height, size, colour, text in (
-                *(
-                    (0.74, 12, "black", ", ".join(dimension.words[:2])),
-                    (0.42, 12, "black", ", ".join(dimension.words[2:])),
-                ),
-                (0.12, 8, "#666666", about),
-            ):
-                label.text(1, height, text, ha="right", va="center", size=size, color=colour, transform=label.transAxes)
-            for ax, i in zip(pictures, dimension.images, strict=False):
-                ax.imshow(images[i].permute(1, 2, 0).numpy())
+            for height, text in ((0.76, ", ".join(words[:2])), (0.44, ", ".join(words[2:]))):
+                label.text(1, height, text, ha="right", va="center", size=12, transform=label.transAxes)
+            label.text(1, 0.12, about, ha="right", va="center", size=8, color="#666666", transform=label.transAxes)
+            row = torch.cat([nn.functional.pad(images[i], (4, 4), value=255) for i in dimension.images], dim=2)
+            strip.imshow(row.permute(1, 2, 0).numpy())
     figure.supxlabel(note, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)

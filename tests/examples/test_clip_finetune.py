@@ -70,7 +70,7 @@ def table(printed: str) -> dict[str, dict[str, str]]:
 
 # --------------------------------------------------------------------------------------------------------- the runs
 def test_all_arms_give_one_table_and_one_picture(here: Path, capsys: pytest.CaptureFixture[str]):
-    clip_finetune.main(small("--arms", "all", "--epochs", "8", "--picture", "made/on demand.png"))
+    clip_finetune.main(small("--arms", "all", "--epochs", "4", "--picture", "made/on demand.png"))
     printed = capsys.readouterr().out
     rows = table(printed)
     assert list(rows) == list(clip_finetune.TITLES.values())
