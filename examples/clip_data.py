@@ -75,7 +75,10 @@ def from_folder(path: str) -> list[Pair]:
     root, pairs = Path(path), []
     for image in sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGES):
         text = image.with_suffix(".txt")
-        caption = text.read_text(encoding="utf-8") if text.exists() else image.stem.replace("_", " ")
+        try:
+            caption = text.read_text(encoding="utf-8") if text.exists() else image.stem.replace("_", " ")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{text}: {error}") from error
         if not caption.strip():
             raise ValueError(f"{text}: the caption is empty")
         group = "" if image.parent == root else image.parent.name

@@ -351,7 +351,7 @@ NOT_SETTINGS = ("arms", "cache", "device", "checkpoint", "picture")  # what a re
 
 
 def check(args: argparse.Namespace) -> None:
-    for name in ("size", "hidden", "dim", "temperature", "epochs", "micro_batch", "lr", "tower_lr"):
+    for name in ("limit", "size", "hidden", "dim", "temperature", "epochs", "micro_batch", "lr", "tower_lr"):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
     for name in ("views", "kl_weight", "decorrelation", "weight_decay"):

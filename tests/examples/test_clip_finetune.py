@@ -360,6 +360,7 @@ def test_an_open_clip_model_is_fine_tuned_from_streamed_images(
         (["--data", "csv:none.csv"], r"none\.csv: no lines"),
         (["--data", "folder:nowhere"], r"nowhere: no images \("),
         (["--data", "folder:silent"], r"silent.a\.txt: the caption is empty"),
+        (["--data", "folder:garbled"], r"garbled.a\.txt: 'utf-8' codec can't decode"),
         (["--data", "tar:nowhere-*.tar"], r"nowhere-\*\.tar: no images in \.tar files"),
         (["--data", "tar:own.csv"], r"own\.csv: "),
         (["--data", "tar:mute.tar"], r"mute\.tar:x: no caption; put it into x\.txt"),
@@ -372,6 +373,7 @@ def test_an_open_clip_model_is_fine_tuned_from_streamed_images(
         (["--batch-size", "999"], r"--batch-size must lie between 2 and the 96 training concepts, got 999"),
         (["--held-out", "1"], r"a share of 1\.0 of 120 concepts leaves fewer than two"),
         (["--precision", "fp16"], r"--precision fp16 needs a CUDA device, got cpu"),
+        (["--limit", "0"], r"--limit must be positive, got 0"),
         (["--dim", "0"], r"--dim must be positive, got 0"),
         (["--dropout", "1"], r"--dropout must lie in \[0, 1\), got 1\.0"),
     ],
@@ -381,6 +383,9 @@ def test_mistakes_end_in_one_line_that_names_the_place(own: Path, options: list[
     (own / "columns.csv").write_text("image,text\nx.png,a\n")
     (own / "empty.csv").write_text("image,caption\nx.png,a\ny.png,\n")
     (own / "none.csv").write_text("image,caption\n")
+    (own / "garbled").mkdir(exist_ok=True)
+    (own / "garbled" / "a.txt").write_bytes(b"\xff\xfe\xfa")
+    (own / "garbled" / "a.png").write_bytes(b"")
     for folder, name, content in (("silent", "a.txt", b" \n"), ("silent", "a.png", b""), ("broken", "a.png", b"no")):
         (own / folder).mkdir(exist_ok=True)
         (own / folder / name).write_bytes(content)
