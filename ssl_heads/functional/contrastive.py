@@ -108,15 +108,15 @@ def nt_xent(
         >>> nt_xent(torch.eye(4), torch.eye(4), temperature=0.5).shape
         torch.Size([])
     """
+    plain = impl == "auto" and normalize and ids is None and gather == "none"
+    if plain and isinstance(temperature, float) and small.fits(z0, z1, temperature):
+        return small.nt_xent(z0, z1, temperature)
     shard = Shard.of(gather, group, z0, z1)
     _check.paired("z0", z0, "z1", z1)
     _check.positive("temperature", temperature)
     if ids is not None:
         _check.integers("ids", ids, len(z0), "z0", z0)
     scale = inverse(temperature)
-    plain = impl == "auto" and normalize and ids is None and shard.alone
-    if plain and isinstance(scale, float) and small.fits(z0, z1, scale):
-        return small.nt_xent(z0, z1, scale)
     u = unit_rows(torch.cat([z0, z1]), normalize, impl)
     return nt_xent_of_rows(u, scale, None, ids, cosine_bound(scale, normalize), shard, impl)
 

@@ -21,21 +21,25 @@ LARGEST_SCALE = 60.0
 """With cosines and this scale no sum of exponentials overflows, and nothing that matters underflows."""
 
 
-def fits(z0: Tensor, z1: Tensor, scale: float) -> bool:
+def fits(z0: Tensor, z1: Tensor, temperature: float) -> bool:
     """Whether two views are plain fp32 CPU tensors of few rows, outside of a compiler and of torch.func."""
     return (
         not torch.compiler.is_compiling()
-        and scale <= LARGEST_SCALE
-        and is_kept(2 * z0.shape[0], 2 * z0.shape[0], z0.dtype)
+        and temperature * LARGEST_SCALE >= 1
         and all(type(z) in (Tensor, torch.nn.Parameter) for z in (z0, z1))
+        and z0.shape == z1.shape
+        and z0.ndim == 2
+        and z0.shape[0] >= 2  # one pair has no negatives
+        and z0.shape[1] >= 1
         and all(z.dtype == torch.float32 and z.device.type == "cpu" for z in (z0, z1))
+        and is_kept(2 * z0.shape[0], 2 * z0.shape[0], z0.dtype)
         and not torch._C._are_functorch_transforms_active()
     )
 
 
-def nt_xent(z0: Tensor, z1: Tensor, scale: float) -> Tensor:
-    """NT-Xent of cosines times ``scale``, see `ssl_heads.functional.nt_xent`."""
-    loss: Tensor = _NTXent.apply(z0, z1, scale)
+def nt_xent(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
+    """NT-Xent of cosines, see `ssl_heads.functional.nt_xent`."""
+    loss: Tensor = _NTXent.apply(z0, z1, 1 / temperature)
     return loss
 
 
@@ -49,10 +53,9 @@ class _NTXent(torch.autograd.Function):
         s = inner(u, u).mul_(scale)
         positive = s.diagonal(n).clone()
         e = s.exp_()
-        for views_apart in (-n, 0, n):
-            e.diagonal(views_apart).zero_()
+        e.view(2, n, 2, n).diagonal(dim1=1, dim2=3).zero_()  # what is of one sample
         row = e.sum(1)
-        margin = row.log().view(2, n) - positive
+        margin = row.log().view(2, n).sub_(positive)
         ctx.scale = scale
         ctx.save_for_backward(u, norm, e, row, margin)
         return torch.nn.functional.softplus(margin, threshold=40).mean()
@@ -63,12 +66,12 @@ class _NTXent(torch.autograd.Function):
         u, norm, e, row, margin = ctx.saved_tensors
         n = u.shape[0] // 2
         g = margin.sigmoid().mul_(gradient * (ctx.scale / (2 * n)))
-        a = (g.view(-1) / row).nan_to_num_(nan=0.0)
+        a = g.view(-1) / row
         w = (a[:, None] + a).mul_(e)
         both = g.sum(0).neg_()
         w.diagonal(n).copy_(both)
         w.diagonal(-n).copy_(both)
         product = inner(w, u.mT)
-        radial = (product * u).sum(1, keepdim=True)
-        z_gradient = product.addcmul_(u, radial, value=-1).div_(norm)
+        radial = torch.linalg.vecdot(product, u)
+        z_gradient = product.addcmul_(u, radial[:, None], value=-1).div_(norm)
         return z_gradient[:n], z_gradient[n:], None

@@ -25,7 +25,7 @@ def value_and_gradients(z0: Tensor, z1: Tensor, temperature: float, impl: str) -
 def test_value_and_gradient(n: int, d: int, temperature: float) -> None:
     z0 = torch.randn(n, d)
     z1 = z0 + 0.3 * torch.randn(n, d)
-    assert small.fits(z0, z1, 1 / temperature)
+    assert small.fits(z0, z1, temperature)
     value, gradients = value_and_gradients(z0, z1, temperature, "auto")
     exact, expected = value_and_gradients(z0.double(), z1.double(), temperature, "dense")
     assert relative_error(value, exact) < 1e-6
@@ -71,10 +71,16 @@ def test_nan_is_not_hidden_and_inputs_are_left_alone() -> None:
 
 def test_what_does_not_fit_takes_the_long_way() -> None:
     z = torch.randn(4, 3)
-    assert not small.fits(z.double(), z.double(), 5.0)
-    assert not small.fits(z, z, 100.0)
-    assert not small.fits(torch.randn(513, 3), torch.randn(513, 3), 5.0)
-    assert small.fits(torch.nn.Parameter(z), z, 5.0)
+    assert not small.fits(z.double(), z.double(), 0.2)
+    assert not small.fits(z, z, 0.01)
+    assert not small.fits(z, z, -0.2)
+    assert not small.fits(z, z, float("nan"))
+    assert not small.fits(z, z[:3], 0.2)
+    assert not small.fits(z[:1], z[:1], 0.2)
+    assert not small.fits(z[0], z[0], 0.2)
+    assert not small.fits(z[:, :0], z[:, :0], 0.2)
+    assert not small.fits(torch.randn(513, 3), torch.randn(513, 3), 0.2)
+    assert small.fits(torch.nn.Parameter(z), z, 0.2)
     jacobian = torch.func.grad(lambda x: functional.nt_xent(x, z.flip(0), 0.2))(z)
     _, (expected, _) = value_and_gradients(z.double(), z.flip(0).double(), 0.2, "dense")
     assert_gradient_close(3 * jacobian, expected, 1e-5)
