@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 CLOCK = time.perf_counter
@@ -91,16 +91,33 @@ def peak_extra_bytes(loss: Loss, inputs: Sequence[Tensor]) -> int:
     return peak
 
 
+class Network:
+    """What runs between two losses when somebody trains: a step of a small convolutional network.
+
+    Without it, contestants that share their operations would find each other's code and buffers in the caches.
+    """
+
+    def __init__(self) -> None:
+        layers = [nn.Conv2d(1, 32, 3, stride=2), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 64, 3, stride=2)]
+        self.layers, self.images = nn.Sequential(*layers, nn.BatchNorm2d(64), nn.ReLU()), torch.randn(64, 1, 28, 28)
+
+    def step(self) -> None:
+        """Forward and backward."""
+        self.layers(self.images).sum().backward()
+
+
 def alternate(losses: dict[str, Loss], make_inputs: MakeInputs, repeats: int) -> dict[str, list[float]]:
     """Seconds of each step, contestant after contestant on the same fresh inputs, in an order drawn for each turn.
 
     A fixed order would let the same contestant always find the caches as the same other one leaves them.
     """
+    network = Network()
     seconds: dict[str, list[float]] = {name: [] for name in losses}
     shuffle = random.Random(0).sample
     for turn in range(repeats + 1):
         inputs = make_inputs()
         for name in shuffle(list(losses), len(losses)):
+            network.step()
             start = CLOCK()
             step(losses[name], inputs)
             if turn > 0:  # the first turn warms up
