@@ -55,12 +55,16 @@ def from_csv(path: str) -> list[Pair]:
     """Columns image (a path, from the CSV's folder on) and caption; concept and group if you have them."""
     pairs = []
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             missing = {"image", "caption"} - set(rows.fieldnames or ())
             if missing:
                 raise ValueError(f"{path}: no column {' and '.join(sorted(missing))}; it has {rows.fieldnames}")
             for row in rows:
+                if None in row:
+                    raise ValueError(
+                        f"{path}, line {rows.line_num}: more fields than columns; quote a caption with a comma"
+                    )
                 if not (row["image"] or "").strip() or not (row["caption"] or "").strip():
                     raise ValueError(f"{path}, line {rows.line_num}: image or caption is empty")
                 image = Path(path).parent / row["image"].strip()
@@ -76,7 +80,7 @@ def from_folder(path: str) -> list[Pair]:
     for image in sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGES):
         text = image.with_suffix(".txt")
         try:
-            caption = text.read_text(encoding="utf-8") if text.exists() else image.stem.replace("_", " ")
+            caption = text.read_text(encoding="utf-8-sig") if text.exists() else image.stem.replace("_", " ")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{text}: {error}") from error
         if not caption.strip():
@@ -93,7 +97,7 @@ def from_tar(pattern: str) -> list[Pair]:
     for shard in shards:
         samples: dict[str, dict[str, tarfile.TarInfo]] = {}
         try:
-            with tarfile.open(shard) as tar:
+            with tarfile.open(shard, "r:") as tar:  # a compressed shard cannot be read from the middle
                 for member in filter(tarfile.TarInfo.isfile, tar):
                     name, _, extension = member.name.rpartition(".")
                     samples.setdefault(name, {})[f".{extension.lower()}"] = member

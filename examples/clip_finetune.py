@@ -357,6 +357,10 @@ def check(args: argparse.Namespace) -> None:
     for name in ("views", "kl_weight", "decorrelation", "weight_decay"):
         if not getattr(args, name) >= 0:
             raise ValueError(f"--{name.replace('_', '-')} must not be negative, got {getattr(args, name)}")
+    if args.picture.suffix not in (".png", ".pdf", ".svg", ".jpg"):
+        raise ValueError(f"--picture must end in .png, .pdf, .svg or .jpg, got {args.picture}")
+    if args.checkpoint is not None and args.checkpoint.is_dir():
+        raise ValueError(f"--checkpoint must be a file, and {args.checkpoint} is a folder")
     if not 0 <= args.dropout < 1:
         raise ValueError(f"--dropout must lie in [0, 1), got {args.dropout}")
 
@@ -365,6 +369,7 @@ def prepare(args: argparse.Namespace) -> tuple[Judge, Towers, list[tuple[list[in
     """Data, towers, the training plan and the checkpoint; a user's mistake is a ValueError here."""
     check(args)
     precision = Precision(args.device, args.precision)
+    torch.manual_seed(args.seed)  # of towers that start untrained
     towers = clip_towers.load(args.model, args.pretrained, args.image_blocks, args.text_layers, args.size)
     towers.image.to(args.device).eval(), towers.text.to(args.device).eval()
     pairs = clip_data.load(args.data, towers.size, args.limit)
@@ -381,7 +386,8 @@ def prepare(args: argparse.Namespace) -> tuple[Judge, Towers, list[tuple[list[in
             args.views,
             args.precision,
         )
-        places = [(pair.place, pair.caption) for pair in pairs]
+        what = (*what, clip_inputs.fingerprint(towers.image), clip_inputs.fingerprint(towers.text))
+        places = [(pair.place, clip_inputs.version(pair.place), pair.caption) for pair in pairs]
         source = clip_inputs.stored(streamed, args.views, args.cache, repr((args.data, what, places)))
         train, test = ([i for i in index if i in source.row] for index in (train, test))
     concepts = len(clip_data.one_a_concept(pairs, train))

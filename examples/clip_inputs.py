@@ -73,6 +73,8 @@ def square(image: Image.Image, size: int) -> Tensor:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode in ("I", "I;16", "F"):  # 16 bits a pixel, which a conversion would cut off at 255
+        image = image.point(lambda value: value / 256).convert("L")
     image = image.convert("RGB")
     if image.size != (size, size):
         image = center_crop(resize(image, size, interpolation=InterpolationMode.BICUBIC), [size, size])
@@ -146,6 +148,20 @@ class Stored:
 
 
 Source = Streamed | Stored
+
+
+def fingerprint(tower: nn.Module) -> str:
+    """Changes with the weights of a tower."""
+    sums = [float(x.double().sum()) for x in tower.state_dict().values() if x.is_floating_point()]
+    return hashlib.sha256(repr(sums).encode()).hexdigest()
+
+
+def version(place: str) -> tuple[int, int] | None:
+    """Changes with the file that a pair comes from, an image or a shard."""
+    for path in (Path(place), Path(place.rpartition(":")[0] or place)):
+        if path.is_file():
+            return path.stat().st_mtime_ns, path.stat().st_size
+    return None
 
 
 def stored(streamed: Streamed, views: int, cache: Path, key: str) -> Stored:

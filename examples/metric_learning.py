@@ -30,13 +30,14 @@ def main(argv: list[str] | None = None) -> tuple[nn.Module, list[float], float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="mnist-5k", help="mnist-5k, fashion-mnist, cifar10 or folder:PATH")
     parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--download", action="store_true", help="let torchvision download what is missing")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--temperature", type=float, default=0.3)
     args = parser.parse_args(argv)
     torch.manual_seed(0)
 
-    train, test = load(args.data, Path("data"), download=False, image_size=64)
+    train, test = load(args.data, Path("data"), args.download, image_size=64)
     chosen = torch.randperm(len(train.images))[: args.images]
     images, labels = train.images[chosen], train.labels[chosen]
     sampler = MPerClassSampler(

@@ -1,6 +1,5 @@
 """MoCo v2 with a non-negative head, from scratch: momentum encoder, queue, shuffled batch norm.
 
-python examples/moco.py
 torchrun --nproc-per-node 2 examples/moco.py --checkpoint moco.pt      # one queue, filled by all processes
 """
 
@@ -51,6 +50,7 @@ def main(argv: list[str] | None = None) -> tuple[MoCo, list[float]]:
     """The trained model, and the mean loss of each epoch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="mnist-5k", help="mnist-5k, fashion-mnist, cifar10, cifar100 or folder:PATH")
+    parser.add_argument("--download", action="store_true", help="let torchvision download what is missing")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=128, help="of all processes together")
     parser.add_argument("--queue", type=int, default=1024)
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> tuple[MoCo, list[float]]:
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     with process_group() as (rank, world, device):
-        train, test = load(args.data, Path("data"), download=False, image_size=64)
+        train, test = load(args.data, Path("data"), args.download, image_size=64)
         model = MoCo(train.images.shape[1], args.queue).to(device)
         encode = model.query_encoder if world == 1 else DistributedDataParallel(model.query_encoder)
         criterion = InfoNCELoss(args.temperature)

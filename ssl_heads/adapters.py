@@ -318,15 +318,15 @@ class SentenceTransformers(nn.Module):
     ) -> Tensor | dict[str, Tensor]:
         """Tokenised columns to a scalar, or to named terms."""
         columns = [self.model(features)["sentence_embedding"] for features in sentence_features]
-        if len(columns) == 2:
+        if len(columns) == 2 and labels is None and not isinstance(self.loss, OF_LABELS):
             terms = terms_of(self.loss, *columns)
         elif len(columns) == 1 and labels is not None:
             terms = terms_of(self.loss, columns[0], labels)
         else:
             raise ValueError(
                 f"expected the columns (anchor, positive), or one column of texts with labels; got {len(columns)} "
-                f"column{'s' if len(columns) != 1 else ''} {'with' if labels is not None else 'without'} labels: "
-                "select the columns of the data set"
+                f"column{'s' if len(columns) != 1 else ''} {'with' if labels is not None else 'without'} labels for "
+                f"{type(self.loss).__name__}: select the columns of the data set"
             )
         terms = with_penalty(terms, self.penalty)
         return terms if len(terms) > 1 else total(terms)
@@ -441,6 +441,16 @@ class GatedHead(nn.Module):
         if not self._kl:
             raise ValueError("no divergence to take: call the head first, and take it once a step")
         kl, self._kl = torch.stack(self._kl).mean(), []
+        if (
+            torch.is_grad_enabled()
+            and self.training
+            and not kl.requires_grad
+            and any(p.requires_grad for p in self.gate.parameters())
+        ):
+            raise ValueError(
+                "the divergence has no gradient, and the gate would train without its prior: the head ran under "
+                "no_grad, or under torch.utils.checkpoint with use_reentrant=True; pass use_reentrant=False"
+            )
         return kl
 
     def __getstate__(self) -> dict[str, Any]:
@@ -526,7 +536,7 @@ def two_tower_terms(
         if isinstance(loss, SigLIPLoss) and logit_bias is None:
             raise ValueError("SigLIPLoss needs a logit_bias, and the model has none: give it init_logit_bias=-10")
         return {"contrastive_loss": loss(image, text, logit_scale, logit_bias)}
-    return terms_of(loss, image, text, temperature=1 / logit_scale if has_temperature(loss) else None)
+    return terms_of(loss, image, text, temperature=1 / promote(logit_scale) if has_temperature(loss) else None)
 
 
 def with_penalty(terms: dict[str, Tensor], penalty: Penalty | None) -> dict[str, Tensor]:

@@ -82,6 +82,7 @@ class MemoryQueue(nn.Module):
         """How many rows hold keys and not the start; on a GPU this waits for it."""
         return min(int(self.count), len(self.rows))
 
+    @torch.inference_mode(False)  # else what is enqueued there could never be trained against
     @torch.no_grad()
     def enqueue(self, keys: Tensor, ids: Tensor | None = None) -> None:
         """Put keys of shape (n, d), and optional ids of shape (n,), in the place of the oldest rows."""

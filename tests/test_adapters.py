@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from ssl_heads import (
@@ -371,10 +372,14 @@ def test_columns_are_views_and_a_column_with_labels_is_a_batch() -> None:
 def test_other_columns_are_refused() -> None:
     columns = [{"input_ids": torch.arange(N)}] * 3
     loss = SentenceTransformers(Table(), NTXentLoss())
-    with pytest.raises(ValueError, match="got 3 columns without labels: select the columns"):
+    with pytest.raises(ValueError, match="got 3 columns without labels for NTXentLoss: select the columns"):
         loss(columns)
     with pytest.raises(ValueError, match="got 1 column without labels"):
         loss(columns[:1])
+    with pytest.raises(ValueError, match="got 2 columns with labels for NTXentLoss"):
+        loss(columns[:2], torch.arange(N))
+    with pytest.raises(ValueError, match="got 2 columns without labels for SupConLoss"):
+        SentenceTransformers(Table(), SupConLoss())(columns[:2])
 
 
 # ---------------------------------------------------------------------------------------------- pytorch-metric-learning
@@ -417,6 +422,18 @@ def test_what_metric_learning_cannot_honour_is_refused() -> None:
 # --------------------------------------------------------------------------------------------------- heads for adapters
 def gated() -> GatedHead:
     return GatedHead(NonNegProjection(16, 16, D), BayesianGate(16, D))
+
+
+def test_a_divergence_that_cannot_train_the_gate_is_refused() -> None:
+    head, x = gated(), torch.randn(N, 16, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(head, x, use_reentrant=True)
+    with pytest.raises(ValueError, match="use_reentrant=False"):
+        head.take_kl()
+    torch.utils.checkpoint.checkpoint(head, x, use_reentrant=False)
+    assert head.take_kl().requires_grad
+    with torch.no_grad():
+        head(x)
+        assert head.take_kl().isfinite()
 
 
 def test_the_divergence_is_the_mean_over_the_calls_of_a_step() -> None:

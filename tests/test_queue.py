@@ -186,3 +186,12 @@ def test_ids_are_one_a_key() -> None:
 def test_a_head_s_tuple_is_refused() -> None:
     with pytest.raises(ValueError, match="keys must be a tensor, got tuple"):
         MemoryQueue(16, 8).enqueue((torch.rand(4, 8),))  # type: ignore[arg-type]
+
+
+def test_a_queue_that_was_filled_in_inference_mode_can_be_trained_against() -> None:
+    queue, query = MemoryQueue(8, 4), torch.rand(2, 4, requires_grad=True)
+    with torch.inference_mode():
+        queue.enqueue(torch.rand(3, 4))
+    InfoNCELoss(normalize=False)(query, torch.rand(2, 4), queue.rows).backward()
+    queue.load_state_dict(MemoryQueue(8, 4).state_dict())
+    assert queue.filled == 0

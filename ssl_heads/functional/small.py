@@ -7,11 +7,11 @@ gives the whole gradient.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ssl_heads.functional.normalize import _norm, default_eps
 from ssl_heads.similarity.product import inner
@@ -25,7 +25,7 @@ def fits(z0: Tensor, z1: Tensor, temperature: float) -> bool:
     """Whether two views are plain fp32 CPU tensors of few rows, outside of a compiler and of torch.func."""
     return (
         not torch.compiler.is_compiling()
-        and temperature * LARGEST_SCALE >= 1
+        and 1 / LARGEST_SCALE <= temperature < math.inf
         and all(type(z) in (Tensor, torch.nn.Parameter) for z in (z0, z1))
         and z0.shape == z1.shape
         and z0.ndim == 2
@@ -47,31 +47,52 @@ class _NTXent(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z0: Tensor, z1: Tensor, scale: float) -> Tensor:
         n = z0.shape[0]
-        z = torch.cat([z0, z1])
-        norm = _norm(z, default_eps(z.dtype))
-        u = z.div_(norm)
-        s = inner(u, u).mul_(scale)
-        positive = s.diagonal(n).clone()
-        e = s.exp_()
-        e.view(2, n, 2, n).diagonal(dim1=1, dim2=3).zero_()  # what is of one sample
-        row = e.sum(1)
-        margin = row.log().view(2, n).sub_(positive)
-        ctx.scale = scale
-        ctx.save_for_backward(u, norm, e, row, margin)
-        return torch.nn.functional.softplus(margin, threshold=40).mean()
+        with torch.autocast("cpu", enabled=False):
+            z = torch.cat([z0, z1])
+            norm = _norm(z, default_eps(z.dtype))
+            u = z.div_(norm)
+            s = inner(u, u).mul_(scale)
+            positive = s.diagonal(n).clone()
+            e = s.exp_()
+            e.view(2, n, 2, n).diagonal(dim1=1, dim2=3).zero_()  # what is of one sample
+            row = e.sum(1)
+            margin = row.log().view(2, n).sub_(positive)
+            ctx.scale = scale
+            ctx.save_for_backward(z0, z1, u, norm, e, row, margin)
+            return torch.nn.functional.softplus(margin, threshold=40).mean()
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        u, norm, e, row, margin = ctx.saved_tensors
-        n = u.shape[0] // 2
-        g = margin.sigmoid().mul_(gradient * (ctx.scale / (2 * n)))
-        a = g.view(-1) / row
-        w = (a[:, None] + a).mul_(e)
-        both = g.sum(0).neg_()
-        w.diagonal(n).copy_(both)
-        w.diagonal(-n).copy_(both)
-        product = inner(w, u.mT)
-        radial = torch.linalg.vecdot(product, u)
-        z_gradient = product.addcmul_(u, radial[:, None], value=-1).div_(norm)
-        return z_gradient[:n], z_gradient[n:], None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        z0, z1, *saved = ctx.saved_tensors
+        with torch.autocast("cpu", enabled=False):
+            if torch.is_grad_enabled():  # somebody will differentiate the gradient
+                first, second = _twice_differentiable(z0, z1, ctx.scale, gradients[0])
+                return first, second, None
+            return *_gradient(ctx.scale, gradients[0], *saved), None
+
+
+def _gradient(
+    scale: float, gradient: Tensor, u: Tensor, norm: Tensor, e: Tensor, row: Tensor, margin: Tensor
+) -> tuple[Tensor, Tensor]:
+    n = u.shape[0] // 2
+    g = margin.sigmoid().mul_(gradient * (scale / (2 * n)))
+    a = g.view(-1) / row
+    w = (a[:, None] + a).mul_(e)
+    both = g.sum(0).neg_()
+    w.diagonal(n).copy_(both)
+    w.diagonal(-n).copy_(both)
+    product = inner(w, u.mT)
+    radial = torch.linalg.vecdot(product, u)
+    z_gradient = product.addcmul_(u, radial[:, None], value=-1).div_(norm)
+    return z_gradient[:n], z_gradient[n:]
+
+
+def _twice_differentiable(z0: Tensor, z1: Tensor, scale: float, gradient: Tensor) -> list[Tensor | None]:
+    """The same gradient by the definition, as a function of the views."""
+    from ssl_heads.functional.contrastive import nt_xent as definition
+
+    views = z0.view_as(z0), z1.view_as(z1)  # of their own, should both be one tensor
+    loss = definition(*views, 1 / scale, impl="dense")
+    asked = [view for view in views if view.requires_grad]
+    found = iter(torch.autograd.grad(loss, asked, gradient, create_graph=True))
+    return [next(found) if view.requires_grad else None for view in views]

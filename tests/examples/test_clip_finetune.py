@@ -295,6 +295,28 @@ def test_the_three_layouts_hold_the_same_pairs(own: Path, kind: str):
     assert (red, green, blue) == (255, 6 * 39, 0)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_name_or_a_caption(own: Path):
+    (own / "marked.csv").write_text("image,caption\nx.png,a cat\n", encoding="utf-8-sig")
+    assert [pair.caption for pair in clip_data.load("csv:marked.csv", 32, None)] == ["a cat"]
+
+
+def test_sixteen_bits_a_pixel_are_not_cut_off():
+    grey = clip_inputs.square(Image.new("I;16", (4, 4), 30000), 4)
+    assert grey.shape == (3, 4, 4)
+    assert 110 < int(grey.min()) == int(grey.max()) < 125
+
+
+def test_what_is_stored_is_known_by_weights_and_files(own: Path):
+    tower = nn.Linear(3, 3)
+    before = clip_inputs.fingerprint(tower), clip_inputs.version("own.csv")
+    assert before == (clip_inputs.fingerprint(tower), clip_inputs.version("own.csv"))
+    tower.weight.data[0, 0] += 1
+    assert clip_inputs.fingerprint(tower) != before[0]
+    assert before[1] is not None
+    assert clip_inputs.version("own-0.tar:00.png") is not None
+    assert clip_inputs.version("nowhere.png") is None
+
+
 @pytest.mark.parametrize("kind", OWN)
 def test_a_broken_image_is_skipped_counted_and_listed(own: Path, kind: str, capsys: pytest.CaptureFixture[str]):
     options = ["--data", OWN[kind], "--model", "local-dir:tiny", "--pretrained", "none", "--epochs", "2"]
@@ -358,6 +380,10 @@ def test_an_open_clip_model_is_fine_tuned_from_streamed_images(
         (["--data", "csv:columns.csv"], r"columns\.csv: no column caption; it has \['image', 'text'\]"),
         (["--data", "csv:empty.csv"], r"empty\.csv, line 3: image or caption is empty"),
         (["--data", "csv:none.csv"], r"none\.csv: no lines"),
+        (["--data", "csv:comma.csv"], r"comma\.csv, line 2: more fields than columns; quote"),
+        (["--data", "tar:zipped.tar"], r"zipped\.tar: "),
+        (["--picture", "named.pn"], r"--picture must end in \.png, .* got named\.pn"),
+        (["--checkpoint", "own"], r"--checkpoint must be a file, and own is a folder"),
         (["--data", "folder:nowhere"], r"nowhere: no images \("),
         (["--data", "folder:silent"], r"silent.a\.txt: the caption is empty"),
         (["--data", "folder:garbled"], r"garbled.a\.txt: 'utf-8' codec can't decode"),
@@ -383,6 +409,9 @@ def test_mistakes_end_in_one_line_that_names_the_place(own: Path, options: list[
     (own / "columns.csv").write_text("image,text\nx.png,a\n")
     (own / "empty.csv").write_text("image,caption\nx.png,a\ny.png,\n")
     (own / "none.csv").write_text("image,caption\n")
+    (own / "comma.csv").write_text("image,caption\nx.png,a, b\n")
+    with tarfile.open(own / "zipped.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("x.png"))
     (own / "garbled").mkdir(exist_ok=True)
     (own / "garbled" / "a.txt").write_bytes(b"\xff\xfe\xfa")
     (own / "garbled" / "a.png").write_bytes(b"")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ssl_heads import functional
 from ssl_heads.functional import small
+from ssl_heads.similarity import product
 from tests.checks import assert_gradient_close, relative_error
 
 
@@ -84,3 +85,38 @@ def test_what_does_not_fit_takes_the_long_way() -> None:
     jacobian = torch.func.grad(lambda x: functional.nt_xent(x, z.flip(0), 0.2))(z)
     _, (expected, _) = value_and_gradients(z.double(), z.flip(0).double(), 0.2, "dense")
     assert_gradient_close(3 * jacobian, expected, 1e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_second_derivative_is_that_of_the_definition(shared: bool) -> None:
+    z0 = torch.randn(8, 5, requires_grad=True)
+    z1 = z0 if shared else torch.randn(8, 5, requires_grad=True)
+    leaves = (z0,) if shared else (z0, z1)
+
+    def penalty(impl: str) -> list[Tensor]:
+        gradients = torch.autograd.grad(3 * functional.nt_xent(z0, z1, 0.2, impl=impl), leaves, create_graph=True)
+        return list(torch.autograd.grad(sum(g.square().sum() for g in gradients), leaves))
+
+    for actual, expected in zip(penalty("auto"), penalty("dense"), strict=True):
+        assert expected.norm() > 1e-3
+        assert_gradient_close(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+def test_autocast_changes_nothing(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither around the loss nor around its backward pass, whichever library multiplies."""
+    if not onednn:
+        monkeypatch.setattr(product, "onednn_is_faster", lambda: False)
+    z0, z1 = torch.randn(2, 32, 8)
+    value, gradients = value_and_gradients(z0, z1, 0.1, "auto")
+    with torch.autocast("cpu", torch.bfloat16):
+        under, gradients_under = value_and_gradients(z0, z1, 0.1, "auto")
+    assert under.dtype == torch.float32
+    assert torch.equal(under, value)
+    for a, b in zip(gradients_under, gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_infinite_temperature_is_refused() -> None:
+    with pytest.raises(ValueError, match="temperature must be a finite number above 0, got inf"):
+        functional.nt_xent(torch.randn(4, 3), torch.randn(4, 3), float("inf"))
