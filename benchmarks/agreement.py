@@ -49,8 +49,8 @@ def grid(seeds: Sequence[int]) -> Iterator[Cell]:
 
 
 @cache
-def embedded(arm: str, seed: int, root: Path, images: int, epochs: int) -> tuple[Tensor, Tensor]:
-    """Embeddings of the test images, and a score of every dimension that orders them."""
+def embedded(arm: str, seed: int, root: Path, images: int, epochs: int) -> tuple[Tensor, Tensor, float]:
+    """Embeddings of the test images, a score of every dimension that orders them, and how far importances differ."""
     train, test = load("fashion-mnist", root, False, 28)
     part = Split(train.images[:images], train.labels[:images])
     trained = "simclr" if arm == "untrained" else arm
@@ -65,11 +65,12 @@ def embedded(arm: str, seed: int, root: Path, images: int, epochs: int) -> tuple
     _, of_test = simclr.encode(model, test.images, "cpu")
     score = torch.empty(simclr.WIDTH)
     score[model.order(of_part)] = torch.arange(simclr.WIDTH, 0.0, -1.0)
-    return of_test, score
+    importance = getattr(model, "importance", lambda: torch.ones(simclr.WIDTH))().detach()
+    return of_test, score, float(importance.max() / importance.median())
 
 
 def run(cell: Cell, args: argparse.Namespace) -> dict[str, object]:
-    (a, score_a), (b, score_b) = (
+    (a, score_a, ratio_a), (b, score_b, ratio_b) = (
         embedded(cell.arm, seed, args.root, args.images, args.epochs) for seed in (cell.first, cell.second)
     )
     by_order = metrics.match_by_importance(a, score_a, b, score_b).per_dimension
@@ -77,6 +78,7 @@ def run(cell: Cell, args: argparse.Namespace) -> dict[str, object]:
     return {
         **{f"by_order_{k}": f"{float(by_order[:k].mean()):.3f}" for k in TOP},
         **{f"by_search_{k}": f"{float(found[:k].mean()):.3f}" for k in TOP},
+        "largest_over_median_importance": f"{(ratio_a + ratio_b) / 2:.3f}",
         "images": args.images,
         "epochs": args.epochs,
     }

@@ -203,6 +203,8 @@ def picture(records: Records, path: Path) -> None:
                 means = [sum(values) / len(values) for _, values in scores]
                 ax.plot([rate for rate, _ in scores], means, color=colours[arm], label=arm)
             ax.set_xscale("log")
+            ax.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+            ax.minorticks_off()
             ax.set_title(f"{fraction:.0%} labels, batch {batch_size}", fontsize=9)
             ax.spines[["top", "right"]].set_visible(False)
     axes[0, 0].legend(frameon=False, fontsize=8)
