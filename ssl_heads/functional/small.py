@@ -8,6 +8,7 @@ gives the whole gradient.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -43,11 +44,16 @@ def nt_xent(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
     return loss
 
 
+def without_autocast() -> AbstractContextManager[Any]:
+    """Entered in every step, so it costs nothing where autocast is off anyway."""
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
+
+
 class _NTXent(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z0: Tensor, z1: Tensor, scale: float) -> Tensor:
         n = z0.shape[0]
-        with torch.autocast("cpu", enabled=False):
+        with without_autocast():
             z = torch.cat([z0, z1])
             norm = _norm(z, default_eps(z.dtype))
             u = z.div_(norm)
@@ -64,7 +70,7 @@ class _NTXent(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         z0, z1, *saved = ctx.saved_tensors
-        with torch.autocast("cpu", enabled=False):
+        with without_autocast():
             if torch.is_grad_enabled():  # somebody will differentiate the gradient
                 first, second = _twice_differentiable(z0, z1, ctx.scale, gradients[0])
                 return first, second, None
