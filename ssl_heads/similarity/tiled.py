@@ -123,7 +123,6 @@ def pair_forward(
     """
     n, m = query.shape[0], key.shape[0]
     count = max(n, m)
-    kept = query.new_empty(kept_shape(n, m, query.dtype))
     if math.isfinite(bound):
         shift = common_shift(bound, count, query.dtype)
         row, column = query.new_zeros(n), query.new_zeros(m if columns else 0)
@@ -135,13 +134,13 @@ def pair_forward(
         row.log_().add_(shift)
         column.log_().add_(shift)
         if is_exact(row, shift, bound, count) and (not columns or is_exact(column, shift, bound, count)):
-            return row, column, e if kept.numel() > 0 else kept
-    return *_pair_online(query, key, exclusion, columns), nothing_kept(kept)
+            return row, column, e if n * m > 0 and is_kept(n, m, query.dtype) else nothing_kept(query, key)
+    return *_pair_online(query, key, exclusion, columns), nothing_kept(query, key)
 
 
-def nothing_kept(kept: Tensor) -> Tensor:
+def nothing_kept(query: Tensor, key: Tensor) -> Tensor:
     """By the NaN the backward sees that there is nothing to use again: it must not have to guess what happened here."""
-    return kept.fill_(math.nan)
+    return query.new_full(kept_shape(query.shape[0], key.shape[0], query.dtype), math.nan)
 
 
 def usable(kept: Tensor) -> bool:
@@ -265,7 +264,6 @@ def self_forward(x: Tensor, weight: Tensor, exclusion: Exclusion, bound: float) 
     """
     n = x.shape[0]
     query = x * weight
-    kept = x.new_empty(kept_shape(n, n, x.dtype))
     if math.isfinite(bound):
         shift = common_shift(bound, n, x.dtype)
         row = x.new_zeros(n)
@@ -276,8 +274,8 @@ def self_forward(x: Tensor, weight: Tensor, exclusion: Exclusion, bound: float) 
                 row[j] += e.sum(0)
         row.log_().add_(shift)
         if is_exact(row, shift, bound, n):
-            return row, e if kept.numel() > 0 else kept
-    return _pair_online(query, x, exclusion, columns=False)[0], nothing_kept(kept)
+            return row, e if n > 0 and is_kept(n, n, x.dtype) else nothing_kept(query, x)
+    return _pair_online(query, x, exclusion, columns=False)[0], nothing_kept(query, x)
 
 
 def self_backward(
