@@ -18,7 +18,7 @@ def default_eps(dtype: torch.dtype) -> float:
     return {torch.float64: 1e-12, torch.float16: 1e-4}.get(dtype, 1e-6)
 
 
-def _norm(x: Tensor, eps: float) -> Tensor:
+def row_norm(x: Tensor, eps: float) -> Tensor:
     """Row norms in float32 or wider; infinite for a zero row, so that it and each derivative through it are zero."""
     accumulate = torch.promote_types(x.dtype, torch.float32)
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=accumulate)
@@ -34,13 +34,13 @@ class _SafeNormalize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.eps = eps
-        return (x / _norm(x, eps)).to(x.dtype)
+        return (x / row_norm(x, eps)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
         (x,) = ctx.saved_tensors
-        norm = _norm(x, ctx.eps)
+        norm = row_norm(x, ctx.eps)
         y = x / norm
         radial = (grad * y).sum(dim=-1, keepdim=True) * y
         return ((grad - radial) / norm).to(x.dtype), None
@@ -80,6 +80,6 @@ def safe_normalize(x: Tensor, eps: float | None = None) -> Tensor:
     if not eps >= 0:
         raise ValueError(f"eps must be at least 0; got {eps}")
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return (x / _norm(x, eps)).to(x.dtype)  # torch.func differentiates the expression itself
+        return (x / row_norm(x, eps)).to(x.dtype)  # torch.func differentiates the expression itself
     y: Tensor = _SafeNormalize.apply(x, eps)
     return y

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_heads.functional.normalize import _norm, default_eps
+from ssl_heads.functional.normalize import default_eps, row_norm
 from ssl_heads.similarity.product import inner
 from ssl_heads.similarity.tiled import is_kept
 
@@ -55,7 +55,7 @@ class _NTXent(torch.autograd.Function):
         n = z0.shape[0]
         with without_autocast():
             z = torch.cat([z0, z1])
-            norm = _norm(z, default_eps(z.dtype))
+            norm = row_norm(z, default_eps(z.dtype))
             u = z.div_(norm)
             s = inner(u, u).mul_(scale)
             positive = s.diagonal(n).clone()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ssl_heads import _check, functional
 from ssl_heads.distributed import Gather
-from ssl_heads.functional.contrastive import MultiPositive
+from ssl_heads.functional.supervised_contrastive import MultiPositive
 from ssl_heads.losses.gathering import GatheringLoss
 from ssl_heads.similarity import Impl, check_impl
 
