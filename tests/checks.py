@@ -33,3 +33,20 @@ def mutants(gradient: Tensor) -> list[tuple[str, Tensor]]:
     if gradient.ndim == 2 and min(gradient.shape) > 1:
         wrong.append(("transposed", gradient.T.reshape(gradient.shape)))
     return wrong
+
+
+def assert_same(a: object, b: object) -> None:
+    """Nested states are equal, tensors bit for bit."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b

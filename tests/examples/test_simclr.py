@@ -11,28 +11,18 @@ import sys
 import time
 from pathlib import Path
 
+import images
 import numpy as np
 import pytest
+import simclr
 import torch
 from PIL import Image
-from torch import Tensor
 from torchvision import datasets
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import images  # noqa: E402
-import simclr  # noqa: E402
+from tests.checks import assert_same
 
 pytest.importorskip("matplotlib")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -144,23 +134,6 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes_bit_for_bit(folder: Path, tmp_p
         del resumed[arm]["seconds"], uninterrupted[arm]["seconds"]
         assert_same(resumed[arm], uninterrupted[arm])
     assert resumed["bayes"]["step"] == 8
-
-
-def assert_same(a: object, b: object) -> None:
-    """Nested states are equal, tensors bit for bit."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    elif isinstance(a, Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
 
 
 def test_a_checkpoint_of_other_settings_is_refused(folder: Path, tmp_path: Path):
