@@ -31,7 +31,7 @@ from clip_data import Pair
 from clip_gradient import Precision
 from clip_inputs import Source, Streamed
 from clip_towers import Towers
-from simclr import Checkpoint, interrupt_after_step, warmup_then_cosine
+from simclr import Checkpoint, interrupt_after_step, markdown, warmup_then_cosine
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -420,7 +420,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
     concepts = len(clip_data.one_a_concept(judge.pairs, judge.train))
     print(f"{concepts} concepts to train on, {len(judge.test)} held out\n")
-    print(clip_report.markdown(rows, [*clip_report.COLUMNS, "seconds"]))
+    print(markdown(rows, [*clip_report.COLUMNS, "seconds"]))
     note = "artwork: OpenMoji, CC BY-SA 4.0" if args.data == "openmoji" else ""
     draw(shown, judge, note, args.picture)
     print(f"\nwhat the dimensions stand for, held-out images and words: {args.picture}")

@@ -94,13 +94,6 @@ def numbers(held: Held, prompts: Tensor, names: Sequence[str]) -> list[float]:
     ]
 
 
-def markdown(rows: dict[str, list[str]], columns: Sequence[str]) -> str:
-    table = [["arm", *columns], *([arm, *cells] for arm, cells in rows.items())]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    table.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(map(str.ljust, cells, widths)) + " |" for cells in table)
-
-
 # ---------------------------------------------------------------------------------------- what a dimension stands for
 def vocabulary(captions: Sequence[str]) -> list[str]:
     """Every word of the captions, once."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import math
 import random
 import re
 from collections import Counter
@@ -37,10 +36,6 @@ class Pairs(NamedTuple):
     concepts: list[str]
     groups: list[str]
 
-    def at(self, index: list[int]) -> Pairs:
-        names, concepts, groups = ([column[i] for i in index] for column in self[1:])
-        return Pairs(self.images[index], names, concepts, groups)
-
 
 def pairs(size: int = 64, root: Path = Path("runs/openmoji"), limit: int | None = None) -> Pairs:
     """All drawings that have a name, on white; or `limit` of them, of as many concepts as there are.
@@ -61,18 +56,6 @@ def pairs(size: int = 64, root: Path = Path("runs/openmoji"), limit: int | None 
     torch.save(tuple(drawn), path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)  # a run that is stopped leaves no half-written file
     return drawn
-
-
-def split_by_concept(pairs: Pairs, share: float, seed: int) -> tuple[Pairs, Pairs]:
-    """Training and held-out pairs; `share` of the concepts is held out, with all their variants."""
-    if not 0 < share < 1:
-        raise ValueError(f"share of the concepts must lie between 0 and 1, got {share}")
-    concepts = sorted(set(pairs.concepts))
-    held_out = set(random.Random(seed).sample(concepts, math.ceil(share * len(concepts))))
-    index: tuple[list[int], list[int]] = ([], [])
-    for i, name in enumerate(pairs.concepts):
-        index[name in held_out].append(i)
-    return pairs.at(index[0]), pairs.at(index[1])
 
 
 def require(packages: dict[str, str]) -> None:

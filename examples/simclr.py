@@ -237,8 +237,8 @@ def evaluate(model: SimCLR, train: Split, test: Split, device: str) -> tuple[lis
     return [*(f"{value:.3f}" for value in row), str(metrics.alive_dimensions(z))], z, order
 
 
-def markdown(rows: dict[str, list[str]]) -> str:
-    table = [["arm", *COLUMNS], *([TITLES[arm], *row] for arm, row in rows.items())]
+def markdown(rows: dict[str, list[str]], columns: Sequence[str]) -> str:
+    table = [["arm", *columns], *([title, *row] for title, row in rows.items())]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     table.insert(1, ["-" * width for width in widths])
     return "\n".join("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in table)
@@ -313,12 +313,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         for arm in args.arms:
             model, seconds = train(arm, train_split, args, checkpoint)
             row, *shown[arm] = evaluate(model, train_split, test_split, args.device)
-            rows[arm] = [*row, f"{seconds:.0f}"]
+            rows[TITLES[arm]] = [*row, f"{seconds:.0f}"]
     except KeyboardInterrupt:
         kept = f"{args.checkpoint} continues with the same command" if args.checkpoint else "nothing was kept"
         print(f"\ninterrupted: {kept}", file=sys.stderr)
         sys.exit(130)
-    print(markdown(rows))
+    print(markdown(rows, COLUMNS))
     if args.picture:
         draw(shown, test_split, args.picture)
         print(f"\ntest images that activate each arm's first dimensions: {args.picture}")

