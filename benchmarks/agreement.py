@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pages import markdown
 from records import Records, mean_and_spread, parser, publish, run_missing
 from torch import Tensor
 
@@ -85,14 +86,13 @@ def run(cell: Cell, args: argparse.Namespace) -> dict[str, object]:
 
 
 def table(records: Records) -> str:
-    header = ["arm", "matched", *(f"first {k}" for k in TOP[:-1]), "all"]
-    lines = ["| " + " | ".join(header) + " |", "| --- " * len(header) + "|"]
+    body = []
     for arm in ARMS:
         for how in ("order", "search"):
             cells = [mean_and_spread(records.numbers(f"by_{how}_{k}", arm=arm), 3) for k in TOP]
             if set(cells) != {"-"}:
-                lines.append(f"| {arm} | by {how} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+                body.append([arm, f"by {how}", *cells])
+    return markdown(["arm", "matched", *(f"first {k}" for k in TOP[:-1]), "all"], body)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

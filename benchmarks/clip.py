@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pages import markdown
 from records import Records, mean_and_spread, parser, publish, run_missing
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -114,26 +115,25 @@ def inner(judge: Judge) -> Judge:
 
 def table(records: Records) -> str:
     """Held-out concepts: mean (lowest to highest) over the seeds."""
-    header = ["arm", *COLUMNS]
-    lines = ["| " + " | ".join(header) + " |", "| --- " * len(header) + "|"]
+    body = []
     for arm, title in TITLES.items():
         where = {"judged": "test", "arm": arm}
         digits = [0 if column == "alive dims" else 3 for column in COLUMNS]
         cells = [mean_and_spread(records.numbers(c, **where), d) for c, d in zip(COLUMNS, digits, strict=True)]
-        lines.append("| " + " | ".join([title, *cells]) + " |")
-    return "\n".join(lines)
+        body.append([title, *cells])
+    return markdown(["arm", *COLUMNS], body)
 
 
 def choices(records: Records) -> str:
     """What was tried on validation concepts: the mean of the six recalls."""
-    lines = ["| arm | loss | temperature | dropout | mean recall | chosen |", "| --- " * 6 + "|"]
+    body = []
     for arm, tried in CHOICES.items():
         for choice in tried:
             chosen = "yes" if best(records, arm) == choice else ""
             loss, temperature, dropout = choice
             mean = mean_recall(records, arm, choice)
-            lines.append(f"| {TITLES[arm]} | {loss} | {temperature} | {dropout} | {mean:.3f} | {chosen} |")
-    return "\n".join(lines)
+            body.append([TITLES[arm], loss, str(temperature), str(dropout), f"{mean:.3f}", chosen])
+    return markdown(["arm", "loss", "temperature", "dropout", "mean recall", "chosen"], body)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

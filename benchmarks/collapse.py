@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pages import markdown
 from probes import few_labels, linear_probe
 from records import Records, parser, picture_path, publish, run_missing
 from torch import Tensor, nn
@@ -88,15 +89,15 @@ def run(cell: Cell) -> dict[str, object]:
 
 
 def table(records: Records) -> str:
-    lines = ["| norm | lr | without anchors: rank < 1.5 / > 2.9 | with anchors |", "| --- | --- | --- | --- |"]
+    body = []
     keys = dict.fromkeys((row["norm"], row["lr"]) for row in records.rows())
     for norm, lr in keys:
         counts = []
         for anchors in ("without", "with"):
             ranks = records.numbers("effective_rank", norm=norm, lr=lr, anchors=anchors)
             counts.append(f"{sum(r < 1.5 for r in ranks)} / {sum(r > 2.9 for r in ranks)} of {len(ranks)}")
-        lines.append(f"| {norm} | {lr} | {counts[0]} | {counts[1]} |")
-    return "\n".join(lines)
+        body.append([norm, lr, *counts])
+    return markdown(["norm", "lr", "without anchors: rank < 1.5 / > 2.9", "with anchors"], body)
 
 
 def picture(records: Records, path: Path) -> None:

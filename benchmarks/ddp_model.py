@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ddp_parity import into_page, markdown
+from ddp_parity import into_page
+from pages import markdown
 
 WIDTH = 512
 WORLDS = (8, 64, 256, 1024)

@@ -25,6 +25,7 @@ import measure
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from pages import between, markdown
 from torch import Tensor
 
 from ssl_heads import functional
@@ -305,11 +306,6 @@ def memory_table(rows: list[dict[str, Any]]) -> str:
 # --------------------------------------------------------------------------------------------------------------- output
 
 
-def markdown(head: list[str], body: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
@@ -320,11 +316,8 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def into_page(name: str, table: str) -> None:
     """Replace what is between the markers of this name."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    text = PAGE.read_text()
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
-    PAGE.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}")
+    marks = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    PAGE.write_text(between(PAGE.read_text(), *marks, f"\n\n{table}\n\n"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

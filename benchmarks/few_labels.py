@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pages import markdown
 from probes import UNLABELLED, few_labels, linear_probe
 from records import Records, mean_and_spread, parser, picture_path, publish, run_missing
 from torch import Tensor, nn
@@ -161,8 +162,7 @@ def evaluate(model: Network, data: FashionMnist, labels: Tensor) -> dict[str, ob
 
 def table(records: Records) -> str:
     """Per arm, label share and batch size: the test accuracy at the learning rate that validates best."""
-    header = ["arm", "labels", "batch", "lr", "probe", "class mean", "effective rank"]
-    lines = ["| " + " | ".join(header) + " |", "| --- " * len(header) + "|"]
+    body = []
     for arm in ARMS:
         for fraction in FRACTIONS:
             for batch_size in BATCHES:
@@ -174,8 +174,8 @@ def table(records: Records) -> str:
                     mean_and_spread(records.numbers(name, **where, lr=best), digits)
                     for name, digits in (("probe_test", 3), ("class_mean_test", 3), ("effective_rank", 1))
                 )
-                lines.append(f"| {arm} | {fraction:.0%} | {batch_size} | {best} | {probe} | {mean} | {rank} |")
-    return "\n".join(lines)
+                body.append([arm, f"{fraction:.0%}", str(batch_size), str(best), probe, mean, rank])
+    return markdown(["arm", "labels", "batch", "lr", "probe", "class mean", "effective rank"], body)
 
 
 def best_rate(records: Records, where: dict[str, object]) -> float | None:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 from latents import FACTORS, SETTINGS, Setting, laplace_box, mixing, render
+from pages import markdown
 from records import Records, mean_and_spread, parser, picture_path, publish, run_missing
 from torch import Tensor, nn
 
@@ -159,7 +160,7 @@ def run(cell: Cell) -> dict[str, object]:
 # ------------------------------------------------------------------------------------------------- tables and pictures
 def table(records: Records, metric: str) -> str:
     """A row a setting and correction, a column a loss: mean over seeds (lowest to highest)."""
-    lines = ["| setting | corrections | " + " | ".join(KINDS) + " |", "| --- " * (2 + len(KINDS)) + "|"]
+    body = []
     for setting in (*SETTINGS, SCENES):
         for corrections in CORRECTIONS:
             cells = []
@@ -167,8 +168,8 @@ def table(records: Records, metric: str) -> str:
                 values = records.numbers(metric, setting=setting, kind=kind, corrections=corrections)
                 cells.append(mean_and_spread(values, 1))
             if set(cells) != {"-"}:
-                lines.append(f"| {setting} | {corrections} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+                body.append([setting, corrections, *cells])
+    return markdown(["setting", "corrections", *KINDS], body)
 
 
 def picture(records: Records, path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
+from pages import between
 
 HERE = Path(__file__).parent
 Cell = TypeVar("Cell", bound=NamedTuple)
@@ -120,9 +121,6 @@ def picture_path(docs: Path, name: str) -> Path:
 def publish(docs: Path, name: str, text: str, page: str = "identifiability.md") -> None:
     """Print a table, and put it into the page between its two marks."""
     print(text)
-    path = docs / page
-    if path.exists():
-        before, _, rest = path.read_text().partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- /{name} -->")
-        if end:
-            path.write_text(f"{before}<!-- {name} -->\n{text}\n{end}{after}")
+    path, begin, end = docs / page, f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    if path.exists() and begin in (before := path.read_text()):
+        path.write_text(between(before, begin, end, f"{text}\n"))

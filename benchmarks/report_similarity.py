@@ -6,6 +6,8 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
+from pages import between, markdown
+
 HERE = Path(__file__).parent
 STYLE = {
     "ssl-heads": {"color": "#c0392b", "linewidth": 2.6, "zorder": 5},
@@ -104,10 +106,8 @@ def sweep_table(path: Path) -> str:
 
 def profile_table(path: Path) -> str:
     """Where one step spends its time."""
-    lines = ["| operation | ms | share |", "| --- | --- | --- |"]
-    with path.open() as file:
-        lines += [f"| `{r['operation']}` | {r['milliseconds']} | {r['share']} |" for r in csv.DictReader(file)]
-    return "\n".join(lines)
+    body = [[f"`{r['operation']}`", r["milliseconds"], r["share"]] for r in rows(path)]
+    return markdown(["operation", "ms", "share"], body)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -118,9 +118,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def between_markers(text: str, marker: str, content: str) -> str:
     """The text with what stands between ``<!-- marker -->`` and ``<!-- /marker -->`` replaced."""
-    start, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
-    before, rest = text.split(start)
-    return f"{before}{start}\n\n{content}\n\n{end}{rest.split(end)[1]}"
+    return between(text, f"<!-- {marker} -->", f"<!-- /{marker} -->", f"\n\n{content}\n\n")
 
 
 def page(text: str, records: Path) -> str:
