@@ -1,0 +1,111 @@
+"""Heads that fit where a codebase expects one that maps a tensor to a tensor."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_heads import _check
+from ssl_heads.heads.gate import BayesianGate
+
+
+class GatedHead(nn.Module):
+    r"""A head and a `BayesianGate` in the place of one: a tensor in, a tensor out, the divergence kept for the loss.
+
+    .. math:: z = m(h) \odot f_+(h), \qquad L = L_\text{contrast}(z) + \lambda\,\mathrm{KL}
+
+    Args:
+        head: Features to embeddings, such as `NonNegProjection`.
+        gate: The gate of these embeddings, which decides by the same features.
+
+    Raises:
+        ValueError: In `take_kl` before any call; in forward after 64 calls whose divergence nobody took.
+
+    Example:
+        >>> from ssl_heads import BayesianGate, NonNegProjection
+        >>> from ssl_heads.adapters import GatedHead
+        >>> head = GatedHead(NonNegProjection(64, 128, 32), BayesianGate(64, 32))
+        >>> head(torch.randn(8, 64)).shape, head.take_kl().shape
+        (torch.Size([8, 32]), torch.Size([]))
+    """
+
+    MOST_CALLS = 64
+
+    def __init__(self, head: nn.Module, gate: BayesianGate) -> None:
+        super().__init__()
+        self.head, self.gate = head, gate
+        self._kl: list[Tensor] = []
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of shape (..., h) to gated embeddings of shape (..., d)."""
+        out = self.gate(features, self.head(features))
+        # evaluation calls as often as it likes; what it leaves behind is not mixed with the training that follows
+        going_on = out.kl.requires_grad and all(kl.requires_grad for kl in self._kl)
+        self._kl = [*self._kl, out.kl] if going_on else [out.kl]
+        if len(self._kl) > self.MOST_CALLS:
+            raise ValueError(
+                f"{self.MOST_CALLS} calls of GatedHead, and nobody took the divergence: add weight * head.take_kl() to "
+                "the loss, or gates have no prior"
+            )
+        embeddings: Tensor = out.embeddings
+        return embeddings
+
+    def take_kl(self) -> Tensor:
+        """The divergence from the prior, a scalar: the mean over the calls since it was last taken."""
+        if not self._kl:
+            raise ValueError("no divergence to take: call the head first, and take it once a step")
+        kl, self._kl = torch.stack(self._kl).mean(), []
+        if (
+            torch.is_grad_enabled()
+            and self.training
+            and not kl.requires_grad
+            and any(p.requires_grad for p in self.gate.parameters())
+        ):
+            raise ValueError(
+                "the divergence has no gradient, and the gate would train without its prior: the head ran under "
+                "no_grad, or under torch.utils.checkpoint with use_reentrant=True; pass use_reentrant=False"
+            )
+        return kl
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles carry no divergence: it belongs to a step, and a graph cannot be copied."""
+        return {**self.__dict__, "_kl": []}
+
+
+class Floor(nn.Module):
+    r"""Adds a small constant, so that no non-negative row is zero where a model divides by its length.
+
+    .. math:: z \mapsto z + \frac{\varepsilon}{\sqrt d}
+
+    A row of zeros becomes one of length epsilon, and a gradient that passes the division grows by at most 1 / epsilon.
+    For Hugging Face's CLIP, which divides with no epsilon, and for models that divide in float16 or bfloat16.
+
+    Args:
+        epsilon: The length of a row that was zero.
+
+    Raises:
+        ValueError: If epsilon is not a finite number above 0.
+
+    Example:
+        >>> from ssl_heads import NonNegLinear
+        >>> from ssl_heads.adapters import Floor
+        >>> projection = torch.nn.Sequential(NonNegLinear(64, 32), Floor())
+        >>> bool((projection(torch.randn(8, 64)) > 0).all())
+        True
+    """
+
+    def __init__(self, epsilon: float = 1e-3) -> None:
+        super().__init__()
+        _check.positive("epsilon", epsilon)
+        self.epsilon = epsilon
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Rows of shape (..., d) to rows that are nowhere zero."""
+        return z + self.epsilon / math.sqrt(z.shape[-1])
+
+    def extra_repr(self) -> str:
+        """The configuration."""
+        return f"epsilon={self.epsilon}"

@@ -1,0 +1,66 @@
+"""Heads for adapters."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.utils.checkpoint
+
+from ssl_heads import BayesianGate, NonNegProjection
+from ssl_heads.adapters import GatedHead
+from tests.adapters.support import D, N
+
+
+def gated() -> GatedHead:
+    return GatedHead(NonNegProjection(16, 16, D), BayesianGate(16, D))
+
+
+def test_a_divergence_that_cannot_train_the_gate_is_refused() -> None:
+    head, x = gated(), torch.randn(N, 16, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(head, x, use_reentrant=True)
+    with pytest.raises(ValueError, match="use_reentrant=False"):
+        head.take_kl()
+    torch.utils.checkpoint.checkpoint(head, x, use_reentrant=False)
+    assert head.take_kl().requires_grad
+    with torch.no_grad():
+        head(x)
+        assert head.take_kl().isfinite()
+
+
+def test_the_divergence_is_the_mean_over_the_calls_of_a_step() -> None:
+    head, x = gated(), torch.randn(2, N, 16)
+    z = [head(view) for view in x]
+    kl = head.take_kl()
+    expected = [head.gate(view, head.head(view)) for view in x]
+    torch.testing.assert_close(kl, torch.stack([out.kl for out in expected]).mean())
+    torch.testing.assert_close(z, [out.embeddings for out in expected])
+    with pytest.raises(ValueError, match="take it once a step"):
+        head.take_kl()
+
+
+def test_evaluation_leaves_nothing_behind() -> None:
+    head, x = gated().eval(), torch.randn(N, 16)
+    with torch.no_grad():
+        for _ in range(2 * GatedHead.MOST_CALLS):
+            head(x)
+    head.train()(x)
+    assert head.take_kl().requires_grad
+    assert not head._kl
+
+
+def test_a_divergence_that_nobody_takes_is_noticed() -> None:
+    head = gated()
+    with pytest.raises(ValueError, match=r"64 calls of GatedHead, and nobody took the divergence"):
+        [head(torch.randn(N, 16)) for _ in range(GatedHead.MOST_CALLS + 1)]
+
+
+def test_a_gated_head_is_copied_and_pickled_in_the_middle_of_a_step() -> None:
+    head = gated()
+    head(torch.randn(N, 16))
+    for duplicate in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
+        assert not duplicate._kl
+        assert duplicate.state_dict().keys() == head.state_dict().keys()
+    head.take_kl().backward()
