@@ -40,14 +40,14 @@ def swap_heads(model: nn.Module, width: int = WIDTH) -> None:
     del model.text_projection
     model.text_projection = NonNegLinear(weight.shape[1], width)
     model.text_projection.weight.data.copy_(weight)
-    model.text_projection.register_forward_hook(above_zero)
+    model.text_projection.register_forward_hook(no_empty_row)
 
 
 def through_head(visual: nn.Module, inputs: tuple[Tensor, ...], features: Tensor) -> Tensor:
     return visual.ssl_head(features)
 
 
-def above_zero(projection: nn.Module, inputs: tuple[Tensor, ...], features: Tensor) -> Tensor:
+def no_empty_row(projection: nn.Module, inputs: tuple[Tensor, ...], features: Tensor) -> Tensor:
     return Floor()(features)  # open_clip divides by the length: of a zero row that is NaN in fp16, 1e9 as a gradient
 
 

@@ -76,15 +76,24 @@ class GatedHead(nn.Module):
 
 
 class Floor(nn.Module):
-    r"""Adds a small constant, so that no non-negative row is zero where a model divides by its length.
+    r"""Rows of a least length, for a model that divides each row by its length with no epsilon, or in half precision.
 
-    .. math:: z \mapsto z + \frac{\varepsilon}{\sqrt d}
+    .. math::
+        z \mapsto \begin{cases}
+            z & \lVert z \rVert \ge \varepsilon \\
+            \varepsilon\, z / \lVert z \rVert & 0 < \lVert z \rVert < \varepsilon \\
+            \varepsilon\, e_d & z = 0
+        \end{cases}
 
-    A row of zeros becomes one of length epsilon, and a gradient that passes the division grows by at most 1 / epsilon.
-    For Hugging Face's CLIP, which divides with no epsilon, and for models that divide in float16 or bfloat16.
+    A row keeps its direction, so that the model's embeddings have the sparsity and the active dimensions of the head's.
+    A row of zeros has none: it becomes epsilon in its last dimension, which leaves the other dimensions silent.
+    The gradient passes as if a constant had been added: through the division it grows by at most 1 / epsilon.
+
+    In float16 the length is :math:`\sqrt{d \cdot 6.1 \cdot 10^{-5}}` if that is more: squares of smaller entries
+    vanish.
 
     Args:
-        epsilon: The length of a row that was zero.
+        epsilon: The least length of a row.
 
     Raises:
         ValueError: If epsilon is not a finite number above 0.
@@ -93,7 +102,7 @@ class Floor(nn.Module):
         >>> from ssl_heads import NonNegLinear
         >>> from ssl_heads.adapters import Floor
         >>> projection = torch.nn.Sequential(NonNegLinear(64, 32), Floor())
-        >>> bool((projection(torch.randn(8, 64)) > 0).all())
+        >>> bool((projection(torch.zeros(8, 64)).norm(dim=1) > 0).all())
         True
     """
 
@@ -103,8 +112,13 @@ class Floor(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, z: Tensor) -> Tensor:
-        """Rows of shape (..., d) to rows that are nowhere zero."""
-        return z + self.epsilon / math.sqrt(z.shape[-1])
+        """Rows of shape (..., d) to rows of length epsilon or more."""
+        row, dim = z.detach(), z.shape[-1]
+        least = max(self.epsilon, math.sqrt(dim * torch.finfo(z.dtype).tiny))
+        length = torch.linalg.vector_norm(row, dim=-1, keepdim=True)
+        last = (torch.arange(dim, device=z.device) == dim - 1).to(z.dtype)
+        direction = torch.where(length > 0, row / length, last)
+        return z + torch.where(length < least, least * direction - row, 0.0)
 
     def extra_repr(self) -> str:
         """The configuration."""

@@ -95,13 +95,13 @@ def test_softplus_needs_no_floor(data: example.Emoji, model: CLIPModel):
     assert model(**batch(data)).image_embeds.isfinite().all()
 
 
-def test_a_floor_changes_an_open_row_by_little(data: example.Emoji, model: CLIPModel):
+def test_a_floor_leaves_an_open_row_as_it_is(data: example.Emoji, model: CLIPModel):
     model.eval()
     with torch.no_grad():
         floored = model(**batch(data)).image_embeds
         model.visual_projection = model.visual_projection[0]
         bare = model(**batch(data)).image_embeds
-    assert nn.functional.cosine_similarity(floored, bare).min() > 0.999
+    assert torch.equal(floored, bare)
 
 
 def test_outputs_of_one_tower_are_named(data: example.Emoji, model: CLIPModel):
