@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -9,20 +10,35 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_heads import _check
-from ssl_heads.losses.anchors import OrthonormalAnchorRegression
-from ssl_heads.losses.contrastive import CLIPLoss, SigLIPLoss, SupConLoss
-from ssl_heads.losses.supervised import NonNegCrossEntropy
-from ssl_heads.losses.tri_factor import TriFactorContrast
+from ssl_heads.losses.contrastive import SigLIPLoss
+from ssl_heads.losses.gathering import Loss, Takes
 from ssl_heads.similarity import promote
 
 Penalty = Callable[[], Tensor]
-OF_LABELS = (SupConLoss, OrthonormalAnchorRegression, NonNegCrossEntropy)
-OF_TWO_TOWERS = (CLIPLoss, SigLIPLoss)
+OTHERS: dict[Takes | None, str] = {
+    "views": "it compares two embeddings of each sample",
+    "labels": "it needs a label of each row; for pairs use NTXentLoss or TriFactorContrast",
+    "towers": "it needs a model's logit_scale; use NTXentLoss, which has a temperature of its own",
+}
+
+
+def takes(loss: nn.Module) -> Takes | None:
+    """What the loss is called with; a loss of another library does not say."""
+    return getattr(loss, "takes", None)
+
+
+def check_takes(adapter: nn.Module, loss: nn.Module, *accepted: Takes) -> None:
+    """A loss that the codebase behind the adapter has the inputs of."""
+    if takes(loss) not in (None, *accepted):
+        raise ValueError(
+            f"{type(adapter).__name__} has a place for losses of {' or '.join(accepted)}; {type(loss).__name__} is one "
+            f"of {takes(loss)}: {OTHERS[takes(loss)]}"
+        )
 
 
 def has_temperature(loss: nn.Module) -> bool:
-    """Whether a temperature given to the loss changes it."""
-    return hasattr(loss, "temperature") and getattr(loss, "kind", None) != "spectral"
+    """Whether a temperature given in a call of the loss changes it."""
+    return "temperature" in inspect.signature(loss.forward).parameters and getattr(loss, "kind", None) != "spectral"
 
 
 def at_temperature(loss: nn.Module, temperature: float | Tensor, *tensors: Tensor) -> Tensor:
@@ -31,25 +47,13 @@ def at_temperature(loss: nn.Module, temperature: float | Tensor, *tensors: Tenso
 
 
 def terms_of(loss: nn.Module, *tensors: Tensor, temperature: float | Tensor | None = None) -> dict[str, Tensor]:
-    """Named terms whose sum is the loss, at the caller's temperature if there is one; the loss keeps its own."""
-    if temperature is None:
-        return named_terms(loss, *tensors)
-    own = loss.temperature
-    loss.temperature = temperature  # type: ignore[assignment]
-    try:
-        return named_terms(loss, *tensors)
-    finally:
-        loss.temperature = own
+    """Named terms whose sum is the loss, at the caller's temperature if there is one.
 
-
-def named_terms(loss: nn.Module, *tensors: Tensor) -> dict[str, Tensor]:
-    """open_clip sums the keys that end in ``_loss``, and logs each; sentence-transformers sums and logs all."""
-    if not isinstance(loss, TriFactorContrast):
-        return {"contrastive_loss": loss(*tensors)}
-    if loss.training and not torch.compiler.is_compiling():
-        loss._warn_if_unmoved()
-    terms = loss.terms(*tensors)
-    return {"contrast_loss": terms.contrast, "decorrelation_loss": loss.decorrelation_weight * terms.decorrelation}
+    open_clip sums the keys that end in ``_loss``, and logs each; sentence-transformers sums and logs all.
+    """
+    if isinstance(loss, Loss):
+        return loss.named_terms(*tensors, temperature=temperature)
+    return {"contrastive_loss": loss(*tensors, **({} if temperature is None else {"temperature": temperature}))}
 
 
 def two_tower_terms(
@@ -58,7 +62,7 @@ def two_tower_terms(
     """The terms of a loss of two views, or of a loss with CLIP's own signature, at the model's temperature."""
     _check.tensor("image_features", image)
     _check.tensor("text_features", text)
-    if isinstance(loss, OF_TWO_TOWERS):
+    if takes(loss) == "towers":
         if isinstance(loss, SigLIPLoss) and logit_bias is None:
             raise ValueError("SigLIPLoss needs a logit_bias, and the model has none: give it init_logit_bias=-10")
         return {"contrastive_loss": loss(image, text, logit_scale, logit_bias)}

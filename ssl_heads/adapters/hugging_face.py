@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_heads.adapters.calls import Penalty, total, two_tower_terms, with_penalty
+from ssl_heads.adapters.calls import Penalty, check_takes, total, two_tower_terms, with_penalty
 
 
 class HuggingFaceCLIP(nn.Module):
@@ -26,8 +26,8 @@ class HuggingFaceCLIP(nn.Module):
             divide by them.
 
     Raises:
-        ValueError: If the model has no ``logit_scale``; in forward if the outputs hold no embeddings of two towers, or
-            a row is not a number.
+        ValueError: If the loss takes labels or the model has no ``logit_scale``; in forward if the outputs hold no
+            embeddings of two towers, or a row is not a number.
 
     Example:
         >>> from types import SimpleNamespace
@@ -45,6 +45,7 @@ class HuggingFaceCLIP(nn.Module):
         self, loss: nn.Module, model: nn.Module, *, penalty: Penalty | None = None, accumulation_steps: int = 1
     ) -> None:
         super().__init__()
+        check_takes(self, loss, "views", "towers")
         if not isinstance(getattr(model, "logit_scale", None), Tensor):
             raise ValueError(f"{type(model).__name__} has no logit_scale: this adapter is for CLIP and SigLIP models")
         if accumulation_steps < 1:

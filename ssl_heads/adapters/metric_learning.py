@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ssl_heads import _check
-from ssl_heads.adapters.calls import OF_LABELS, same_rows, two_views
+from ssl_heads.adapters.calls import check_takes, same_rows, takes, two_views
 
 
 class MetricLearning(nn.Module):
@@ -19,8 +19,8 @@ class MetricLearning(nn.Module):
         loss: A loss of embeddings and labels, or of two views.
 
     Raises:
-        ValueError: In forward, for mined pairs (``indices_tuple``), for references beside a loss of labels, and for
-            rows that are no pairs.
+        ValueError: If the loss needs a model's scale; in forward, for mined pairs (``indices_tuple``), for references
+            beside a loss of labels, and for rows that are no pairs.
 
     Example:
         >>> from ssl_heads import SupConLoss
@@ -32,6 +32,7 @@ class MetricLearning(nn.Module):
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
+        check_takes(self, loss, "views", "labels")
         self.loss = loss
 
     def forward(
@@ -50,7 +51,7 @@ class MetricLearning(nn.Module):
         if labels is None:
             raise ValueError("labels are missing: they say which rows belong together")
         labels = labels.to(embeddings.device)  # as the package's own losses do
-        if isinstance(self.loss, OF_LABELS):
+        if takes(self.loss) == "labels":
             if ref_emb is not None:
                 raise ValueError(
                     f"{name} compares the rows of one batch and takes no ref_emb, got shape {tuple(ref_emb.shape)}: "

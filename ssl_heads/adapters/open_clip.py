@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from ssl_heads.adapters.calls import Penalty, total, two_tower_terms, with_penalty
+from ssl_heads.adapters.calls import Penalty, check_takes, total, two_tower_terms, with_penalty
 
 
 class OpenCLIP(nn.Module):
@@ -21,7 +21,8 @@ class OpenCLIP(nn.Module):
         penalty: Gives a scalar to add, for instance ``lambda: 3e-5 * head.take_kl()`` of a `GatedHead`.
 
     Raises:
-        ValueError: In forward, if features are missing or `SigLIPLoss` gets no ``logit_bias``.
+        ValueError: If the loss takes labels; in forward, if features are missing or `SigLIPLoss` gets no
+            ``logit_bias``.
 
     Example:
         >>> from ssl_heads import TriFactorContrast
@@ -35,6 +36,7 @@ class OpenCLIP(nn.Module):
 
     def __init__(self, loss: nn.Module, *, penalty: Penalty | None = None) -> None:
         super().__init__()
+        check_takes(self, loss, "views", "towers")
         self.loss, self.penalty = loss, penalty
 
     def forward(

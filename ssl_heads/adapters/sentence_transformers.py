@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ssl_heads.adapters.calls import OF_LABELS, Penalty, terms_of, total, with_penalty
+from ssl_heads.adapters.calls import Penalty, check_takes, takes, terms_of, total, with_penalty
 
 
 class SentenceTransformers(nn.Module):
@@ -23,7 +23,7 @@ class SentenceTransformers(nn.Module):
         penalty: Gives a scalar to add, for instance ``lambda: 3e-5 * head.take_kl()`` of a `GatedHead`.
 
     Raises:
-        ValueError: In forward, for other numbers of columns.
+        ValueError: If the loss needs a model's scale; in forward, for other numbers of columns.
 
     Example:
         >>> from ssl_heads import NTXentLoss
@@ -38,6 +38,7 @@ class SentenceTransformers(nn.Module):
 
     def __init__(self, model: nn.Module, loss: nn.Module, *, penalty: Penalty | None = None) -> None:
         super().__init__()
+        check_takes(self, loss, "views", "labels")
         self.model, self.loss, self.penalty = model, loss, penalty
 
     def forward(
@@ -45,9 +46,9 @@ class SentenceTransformers(nn.Module):
     ) -> Tensor | dict[str, Tensor]:
         """Tokenised columns to a scalar, or to named terms."""
         columns = [self.model(features)["sentence_embedding"] for features in sentence_features]
-        if len(columns) == 2 and labels is None and not isinstance(self.loss, OF_LABELS):
+        if len(columns) == 2 and labels is None and takes(self.loss) != "labels":
             terms = terms_of(self.loss, *columns)
-        elif len(columns) == 1 and labels is not None:
+        elif len(columns) == 1 and labels is not None and takes(self.loss) != "views":
             terms = terms_of(self.loss, columns[0], labels)
         else:
             raise ValueError(

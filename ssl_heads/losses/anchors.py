@@ -62,6 +62,7 @@ class OrthonormalAnchorRegression(GatheringLoss):
         torch.Size([])
     """
 
+    takes = "labels"
     anchors: Tensor
 
     def __init__(

@@ -38,6 +38,8 @@ class NTXentLoss(GatheringLoss):
         torch.Size([])
     """
 
+    takes = "views"
+
     def __init__(
         self,
         temperature: float = 0.2,
@@ -52,12 +54,14 @@ class NTXentLoss(GatheringLoss):
         check_impl(impl)
         self.temperature, self.normalize, self.impl = temperature, normalize, impl
 
-    def forward(self, z0: Tensor, z1: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Two views of shape (n, d), and optional ids of shape (n,), to a scalar."""
+    def forward(
+        self, z0: Tensor, z1: Tensor, ids: Tensor | None = None, *, temperature: float | Tensor | None = None
+    ) -> Tensor:
+        """Two views of shape (n, d), and optional ids of shape (n,), to a scalar; a temperature is this call's."""
         return functional.nt_xent(
             z0,
             z1,
-            self.temperature,
+            self.temperature if temperature is None else temperature,
             normalize=self.normalize,
             ids=ids,
             gather=self.gather,
@@ -92,6 +96,8 @@ class InfoNCELoss(GatheringLoss):
         torch.Size([])
     """
 
+    takes = "views"
+
     def __init__(
         self,
         temperature: float = 0.2,
@@ -113,13 +119,15 @@ class InfoNCELoss(GatheringLoss):
         queue: Tensor | None = None,
         ids: Tensor | None = None,
         queue_ids: Tensor | None = None,
+        *,
+        temperature: float | Tensor | None = None,
     ) -> Tensor:
-        """Queries and keys of shape (n, d), an optional queue of shape (K, d), ids of their samples, to a scalar."""
+        """Queries and keys (n, d), a queue (K, d), ids of their samples, to a scalar; a temperature is this call's."""
         return functional.info_nce(
             query,
             key,
             queue,
-            self.temperature,
+            self.temperature if temperature is None else temperature,
             normalize=self.normalize,
             ids=ids,
             queue_ids=queue_ids,
@@ -149,6 +157,8 @@ class CLIPLoss(GatheringLoss):
         >>> CLIPLoss()(images, texts, logit_scale=torch.tensor(14.3)).shape
         torch.Size([])
     """
+
+    takes = "towers"
 
     def __init__(self, *, gather: Gather = "none", group: ProcessGroup | None = None, impl: Impl = "auto") -> None:
         super().__init__(gather, group)
@@ -191,6 +201,8 @@ class SigLIPLoss(GatheringLoss):
         torch.Size([])
     """
 
+    takes = "towers"
+
     def __init__(self, *, gather: Gather = "none", group: ProcessGroup | None = None, impl: Impl = "auto") -> None:
         super().__init__(gather, group)
         check_impl(impl)
@@ -232,6 +244,8 @@ class SpectralLoss(GatheringLoss):
         torch.Size([])
     """
 
+    takes = "views"
+
     def __init__(self, *, normalize: bool = True, gather: Gather = "none", group: ProcessGroup | None = None) -> None:
         super().__init__(gather, group)
         self.normalize = normalize
@@ -266,6 +280,8 @@ class SupConLoss(GatheringLoss):
         torch.Size([])
     """
 
+    takes = "labels"
+
     def __init__(
         self,
         temperature: float = 0.1,
@@ -281,12 +297,12 @@ class SupConLoss(GatheringLoss):
         check_impl(impl)
         self.temperature, self.multi_positive, self.impl = temperature, multi_positive, impl
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Embeddings of shape (n, d) and labels of shape (n,) to a scalar."""
+    def forward(self, embeddings: Tensor, labels: Tensor, *, temperature: float | Tensor | None = None) -> Tensor:
+        """Embeddings of shape (n, d) and labels of shape (n,) to a scalar; a temperature is this call's."""
         return functional.sup_con(
             embeddings,
             labels,
-            self.temperature,
+            self.temperature if temperature is None else temperature,
             multi_positive=self.multi_positive,
             gather=self.gather,
             group=self.group,

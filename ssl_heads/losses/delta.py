@@ -59,6 +59,8 @@ class DeltaContrast(GatheringLoss):
         torch.Size([])
     """
 
+    takes = "views"
+
     def __init__(
         self,
         kind: DeltaKind = "infonce",

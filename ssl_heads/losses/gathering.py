@@ -1,11 +1,11 @@
-"""What all losses share that compare rows of several ranks."""
+"""What all losses declare, and what those share that compare rows of several ranks."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from ssl_heads.distributed import Gather, check_gather
@@ -14,7 +14,31 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class GatheringLoss(nn.Module):
+Takes = Literal["views", "labels", "towers"]
+
+
+class Loss(nn.Module):
+    """A loss that says what it is called with, so that an adapter need not know its name.
+
+    Attributes:
+        takes: ``"views"`` for ``loss(z0, z1)``, ``"labels"`` for ``loss(embeddings, labels)``, ``"towers"`` for
+            open_clip's ``loss(image_features, text_features, logit_scale, logit_bias)``.
+    """
+
+    takes: ClassVar[Takes]
+
+    def __init_subclass__(cls) -> None:
+        """A class that can be called says what with."""
+        super().__init_subclass__()
+        if "forward" in cls.__dict__ and not hasattr(cls, "takes"):
+            raise TypeError(f'{cls.__name__} must declare what it takes: takes = "views", "labels" or "towers"')
+
+    def named_terms(self, *tensors: Tensor, temperature: float | Tensor | None = None) -> dict[str, Tensor]:
+        """Named terms whose sum is the loss; a temperature takes the place of the loss's own in this call."""
+        return {"contrastive_loss": self(*tensors, **({} if temperature is None else {"temperature": temperature}))}
+
+
+class GatheringLoss(Loss):
     """A loss over the rows of this rank or of all ranks, see `ssl_heads.distributed`.
 
     Args:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ssl_heads import functional
+from ssl_heads.losses.gathering import Loss
 
 
-class NonNegCrossEntropy(nn.Module):
+class NonNegCrossEntropy(Loss):
     r"""Cross entropy with the class matrix as the second, non-negative tower.
 
     .. math:: -\frac{1}{n}\sum_i \log \text{softmax}(W_+ f_i)_{y_i},\quad W_+ = \text{rep\_relu}(W)
@@ -29,6 +30,8 @@ class NonNegCrossEntropy(nn.Module):
         >>> NonNegCrossEntropy(16, 3)(torch.rand(8, 16), torch.arange(8) % 3).shape
         torch.Size([])
     """
+
+    takes = "labels"
 
     def __init__(self, in_features: int, num_classes: int, nonneg_weight: bool = True) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from ssl_heads import _check, functional
 from ssl_heads.distributed import Gather
 from ssl_heads.heads.importance import FeatureImportance
 from ssl_heads.losses.gathering import GatheringLoss
+from ssl_heads.losses.steps import optimizer_steps
 from ssl_heads.similarity import Impl, check_impl
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class TriFactorContrast(GatheringLoss):
 
     Tri-factor contrastive learning, equations 8, 9, 16 and 17. The importance must be trained: give an importance that
     your model owns, or the parameters of this loss, to the optimiser. The released code forgot; this one warns once
-    when training goes on and nothing moves it.
+    when optimisers have taken 100 steps and none of them moved it.
 
     Args:
         dim: Width of the embeddings, for an importance that this loss owns.
@@ -65,6 +66,8 @@ class TriFactorContrast(GatheringLoss):
         >>> loss(z0, z1).shape, loss.importance.order().shape
         (torch.Size([]), torch.Size([16]))
     """
+
+    takes = "views"
 
     def __init__(
         self,
@@ -93,40 +96,54 @@ class TriFactorContrast(GatheringLoss):
         self.kind, self.temperature, self.decorrelation_weight = kind, temperature, decorrelation_weight
         self.two_towers, self.impl = two_towers, impl
         self._watched: tuple[int, Tensor] | None = None
-        self._calls_unmoved, self._warned = 0, False
+        self._last_step, self._steps_unmoved, self._warned = 0, 0, False
 
-    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
-        """Two views of shape (n, d) to a scalar."""
+    def forward(self, z0: Tensor, z1: Tensor, *, temperature: float | Tensor | None = None) -> Tensor:
+        """Two views of shape (n, d) to a scalar; a temperature is this call's."""
+        contrast, decorrelation = self.named_terms(z0, z1, temperature=temperature).values()
+        return contrast + decorrelation
+
+    def named_terms(self, *views: Tensor, temperature: float | Tensor | None = None) -> dict[str, Tensor]:
+        """The two terms, weighted, by the names that trainers log."""
         if self.training and not torch.compiler.is_compiling():
             self._warn_if_unmoved()
-        terms = self.terms(z0, z1)
-        return terms.contrast + self.decorrelation_weight * terms.decorrelation
+        terms = self.terms(*views, temperature=temperature)
+        return {"contrast_loss": terms.contrast, "decorrelation_loss": self.decorrelation_weight * terms.decorrelation}
 
-    def terms(self, z0: Tensor, z1: Tensor) -> TriFactorTerms:
+    def terms(self, z0: Tensor, z1: Tensor, *, temperature: float | Tensor | None = None) -> TriFactorTerms:
         """The two terms, for logging: their sum, with the weight, is the loss."""
-        contrast = self._contrast(z0, z1, self.importance())
+        if temperature is not None and self.kind == "spectral":
+            raise ValueError(f'kind="spectral" has no temperature, got {temperature}')
+        contrast = self._contrast(z0, z1, self.importance(), self.temperature if temperature is None else temperature)
         views = (z0, z1) if self.two_towers else (torch.cat([z0, z1]),)
         each = [functional.decorrelation(z, gather=self.gather, group=self.group) for z in views]
         return TriFactorTerms(contrast, torch.stack(each).sum())
 
-    def _contrast(self, z0: Tensor, z1: Tensor, s: Tensor) -> Tensor:
+    def _contrast(self, z0: Tensor, z1: Tensor, s: Tensor, temperature: float | Tensor) -> Tensor:
         if self.kind == "spectral":
             spectral = functional.tri_factor_spectral_two_towers if self.two_towers else functional.tri_factor_spectral
             return spectral(z0, z1, s, gather=self.gather, group=self.group)
         infonce = functional.tri_factor_two_towers if self.two_towers else functional.tri_factor_contrast
-        return infonce(z0, z1, s, self.temperature, gather=self.gather, group=self.group, impl=self.impl)
+        return infonce(z0, z1, s, temperature, gather=self.gather, group=self.group, impl=self.impl)
 
     def _warn_if_unmoved(self) -> None:
-        """Most optimisers count up the parameter's version; the fused ones do not, so values have the last word."""
+        """Most optimisers count up the parameter's version; the fused ones do not, so values have the last word.
+
+        Counted are the calls before which some optimiser has taken a step: small batches that accumulate one gradient,
+        recomputations and calls without training are none.
+        """
         theta = self.importance.theta
         if self._warned or not theta.requires_grad or not torch.is_grad_enabled():
             return
+        step = optimizer_steps()
         if self._watched is None or self._watched[0] != theta._version:
-            self._watched, self._calls_unmoved = (theta._version, theta.detach().clone()), 0
-        self._calls_unmoved += 1
-        if self._calls_unmoved <= STEPS_BEFORE_WARNING:
+            self._watched, self._last_step, self._steps_unmoved = (theta._version, theta.detach().clone()), step, 0
+        self._steps_unmoved += step != self._last_step
+        self._last_step = step
+        if self._steps_unmoved < STEPS_BEFORE_WARNING:
             return
-        if not torch.equal(self._watched[1], theta):
+        before = self._watched[1]
+        if before.device != theta.device or not torch.equal(before, theta):
             self._watched = None
             return
         self._warned = True
@@ -134,7 +151,7 @@ class TriFactorContrast(GatheringLoss):
             f"the importance has not changed in {STEPS_BEFORE_WARNING} training steps: give its parameters to the "
             "optimiser, for instance optimizer.add_param_group({'params': loss.parameters(), 'weight_decay': 0}), "
             "or freeze it with loss.importance.requires_grad_(False)",
-            stacklevel=3,
+            stacklevel=4,
         )
 
     def extra_repr(self) -> str:

@@ -169,7 +169,9 @@ def test_wrong_places_and_widths_are_named(batch: tuple[Tensor, Tensor]):
 def test_importance_that_no_optimiser_holds_is_reported():
     loss = OpenCLIP(TriFactorContrast(8, two_towers=True))  # its own importance: open_clip never sees it
     image, text = nn.functional.normalize(torch.rand(2, 4, 8), dim=-1)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
     for _ in range(100):
         loss(image, text, torch.tensor(14.3))
+        optimizer.step()
     with pytest.warns(UserWarning, match="importance has not changed"):
         loss(image, text, torch.tensor(14.3))

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from ssl_heads import FeatureImportance, NTXentLoss, TriFactorContrast, functional, param_groups
@@ -118,7 +119,13 @@ def test_importance_that_matters_rises() -> None:
 # ---------------------------------------------------------------------------------------------------------- the warning
 
 
-def warnings_in(loss: TriFactorContrast, steps: int, after_each=lambda: None) -> list[str]:
+def elsewhere() -> torch.optim.Optimizer:
+    """An optimiser that does not hold the importance."""
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+
+
+def warnings_in(loss: TriFactorContrast, steps: int, after_each=None) -> list[str]:
+    after_each = elsewhere().step if after_each is None else after_each
     z0, z1 = two_views()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -153,6 +160,39 @@ def test_an_importance_that_moves_is_not_reported(optimizer) -> None:
     assert warnings_in(loss, 2 * STEPS_BEFORE_WARNING + 5, step.step) == []
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_small_batches_of_one_step_are_no_steps(set_to_none: bool, fused: bool) -> None:
+    """Gradient accumulation over more small batches than the warning waits steps, and calls without training."""
+    loss, z = TriFactorContrast(D), two_views()
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2, fused=fused)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            for _ in range(STEPS_BEFORE_WARNING + 28):
+                loss(*z).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=set_to_none)
+    assert warnings_in(TriFactorContrast(D), 3 * STEPS_BEFORE_WARNING, after_each=lambda: None) == []
+
+
+def test_several_optimisers_between_two_calls_are_one_step() -> None:
+    loss, others = TriFactorContrast(D), [elsewhere() for _ in range(5)]
+    assert warnings_in(loss, STEPS_BEFORE_WARNING, lambda: [other.step() for other in others]) == []
+    assert len(warnings_in(loss, 1)) == 1
+
+
+def test_a_recomputed_loss_is_no_step() -> None:
+    loss, z = TriFactorContrast(D), [z.requires_grad_() for z in two_views()]
+    step = elsewhere().step
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(STEPS_BEFORE_WARNING - 1):
+            torch.utils.checkpoint.checkpoint(loss, *z, use_reentrant=False).backward()
+            step()
+    assert len(warnings_in(loss, 2)) == 1
+
+
 def test_updates_that_stop_are_reported() -> None:
     loss = TriFactorContrast(D)
     step = torch.optim.SGD(loss.parameters(), lr=0.01)
@@ -167,9 +207,11 @@ def test_nothing_is_reported_where_nothing_trains() -> None:
     evaluated = TriFactorContrast(D).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        step = elsewhere().step
         for _ in range(STEPS_BEFORE_WARNING + 5):
             frozen(z0, z1)
             evaluated(z0, z1)
+            step()
     watched = TriFactorContrast(D)
     with torch.no_grad():
         assert [watched(z0, z1) for _ in range(STEPS_BEFORE_WARNING + 5)]
@@ -179,8 +221,10 @@ def test_nothing_is_reported_where_nothing_trains() -> None:
 def test_the_warning_points_at_the_user() -> None:
     loss = TriFactorContrast(D)
     z0, z1 = two_views()
+    step = elsewhere().step
     with pytest.warns(UserWarning, match="importance has not changed") as record:  # noqa: PT031
         for _ in range(STEPS_BEFORE_WARNING + 1):
             loss(z0, z1)
+            step()
     (warning,) = record
     assert "ssl_heads" not in warning.filename

@@ -1,0 +1,26 @@
+"""Steps of optimisers, for warnings that speak of training steps."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+
+class _Counter:
+    """The steps that all optimisers of this process have taken since it was made."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        register_optimizer_step_post_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.taken += 1
+
+
+_counter = cache(_Counter)  # made at the first question: importing registers no hook
+
+
+def optimizer_steps() -> int:
+    """How many steps were taken: between two small batches of gradient accumulation the number stays the same."""
+    return _counter().taken
