@@ -2,45 +2,81 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
+import os
 import random
+import sys
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import openmoji
+from images import IMAGES, image_files
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
-
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 class Pair(NamedTuple):
     """An image, unread, and what is said about it."""
 
-    place: str  # where the image lies, for messages
+    place: str  # where the image lies: equal for all captions of one image
     read: Callable[[], Image.Image]
     caption: str
-    concept: str  # all pairs of a concept are held out together
+    concept: str  # all pairs of a concept are held out together, and no two of them meet as negatives
     group: str  # the class of zero-shot classification, "" if there is none
 
 
-def load(source: str, size: int, limit: int | None) -> list[Pair]:
+class Columns(NamedTuple):
+    """Of a CSV; what is None is found in its header."""
+
+    image: str | None = None
+    caption: str | None = None
+    separator: str | None = None
+
+
+DETECTED = Columns()
+IMAGE_COLUMNS, CAPTION_COLUMNS, SEPARATORS = ("image", "filepath"), ("caption", "title"), (",", "\t", ";")
+
+
+def load(source: str, size: int, limit: int | None, columns: Columns = DETECTED) -> list[Pair]:
     """All pairs of `openmoji`, `csv:PATH`, `folder:PATH` or `tar:PATTERN`, or the first `limit`."""
     kind, _, where = source.partition(":")
-    readers: dict[str, Callable[[str], list[Pair]]] = {"csv": from_csv, "folder": from_folder, "tar": from_tar}
+    readers: dict[str, Callable[[str], list[Pair]]] = {
+        "csv": partial(from_csv, columns=columns),
+        "folder": from_folder,
+        "tar": from_tar,
+    }
+    if any(columns) and kind != "csv":
+        raise ValueError(f"--csv-img-key, --csv-caption-key and --csv-separator are of csv:PATH, not of {source!r}")
     if source == "openmoji":
         try:
-            return from_openmoji(openmoji.pairs(size, limit=limit))
+            return one_concept_an_image(from_openmoji(openmoji.pairs(size, limit=limit)))
         except ImportError as error:
             raise ValueError(str(error)) from error
     if kind not in readers or not where:
         raise ValueError(f"--data must be openmoji, csv:PATH, folder:PATH or tar:PATTERN; got {source!r}")
-    return readers[kind](where)[:limit]
+    return one_concept_an_image(readers[kind](where)[:limit])
+
+
+def one_concept_an_image(pairs: Sequence[Pair]) -> list[Pair]:
+    """Pairs that share their image or their concept, and what these are chained to, get the concept of the first."""
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(node: tuple[str, str]) -> tuple[str, str]:
+        parent.setdefault(node, node)
+        while parent[node] != node:
+            parent[node] = node = parent[parent[node]]
+        return node
+
+    for pair in pairs:
+        parent[root(("image", pair.place))] = root(("concept", pair.concept))
+    first: dict[tuple[str, str], str] = {}
+    return [p._replace(concept=first.setdefault(root(("concept", p.concept)), p.concept)) for p in pairs]
 
 
 def from_openmoji(drawn: openmoji.Pairs) -> list[Pair]:
@@ -51,95 +87,154 @@ def from_openmoji(drawn: openmoji.Pairs) -> list[Pair]:
     ]
 
 
-def from_csv(path: str) -> list[Pair]:
-    """Columns image (a path, from the CSV's folder on) and caption; concept and group if you have them."""
-    pairs = []
+# ------------------------------------------------------------------------------------------------------------ layouts
+def from_csv(path: str, columns: Columns = DETECTED) -> list[Pair]:
+    """A column of images (paths, from the CSV's folder on) and one of captions; concept and group if you have them."""
+    text = text_of(path)
+    image_name, caption_name, separator = named(text[:65536], columns)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    pairs, line = [], 0
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            missing = {"image", "caption"} - set(rows.fieldnames or ())
-            if missing:
-                raise ValueError(f"{path}: no column {' and '.join(sorted(missing))}; it has {rows.fieldnames}")
-            for row in rows:
-                if None in row:
-                    raise ValueError(
-                        f"{path}, line {rows.line_num}: more fields than columns; quote a caption with a comma"
-                    )
-                if not (row["image"] or "").strip() or not (row["caption"] or "").strip():
-                    raise ValueError(f"{path}, line {rows.line_num}: image or caption is empty")
-                image = Path(path).parent / row["image"].strip()
-                pairs.append(pair(str(image), partial(Image.open, image), row))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: {error}") from error
+        missing = [name for name in (image_name, caption_name) if name not in (rows.fieldnames or ())]
+        if missing:
+            options = "--csv-img-key, --csv-caption-key and --csv-separator name others"
+            raise ValueError(f"{path}: no column {' and '.join(missing)}; it has {rows.fieldnames}; {options}")
+        line = rows.line_num
+        for row in rows:
+            line = rows.line_num
+            if None in row:
+                raise ValueError(f"{path}, line {line}: more fields than columns; quote a caption with a {separator!r}")
+            image, caption = (row[image_name] or "").strip(), (row[caption_name] or "").strip()
+            if not image or not caption:
+                raise ValueError(f"{path}, line {line}: image or caption is empty")
+            place = os.path.normpath(Path(path).parent / image)
+            pairs.append(pair(place, partial(Image.open, place), caption, row))
+    except csv.Error as error:  # an open quote takes all that follows for one field
+        raise ValueError(
+            f"{path}, line {line + 1}: {error}; is a quote open, or not doubled inside a field?"
+        ) from error
     return some(pairs, path, "lines")
+
+
+def text_of(path: str) -> str:
+    try:
+        content = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
+        return content.decode()
+    except OSError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: {error}; save the file as UTF-8") from error
+
+
+def named(start: str, columns: Columns) -> tuple[str, str, str]:
+    """The names of both columns and the separator: as told, or as the header has them."""
+    header = next(iter(start.splitlines()), "")
+    separators = [columns.separator] if columns.separator else sorted(SEPARATORS, key=header.count, reverse=True)
+    choices = []
+    for separator in separators:
+        names = next(csv.reader([header], delimiter=separator), [])
+        image = columns.image or next((name for name in IMAGE_COLUMNS if name in names), "image")
+        caption = columns.caption or next((name for name in CAPTION_COLUMNS if name in names), "caption")
+        choices.append((image in names and caption in names, image, caption, separator))
+    _, image, caption, separator = max(choices, key=lambda choice: choice[0])  # the first of those that fit
+    return image, caption, separator
 
 
 def from_folder(path: str) -> list[Pair]:
     """Images at any depth. A caption is the .txt beside it, else the file's name; a subfolder's name is the group."""
     root, pairs = Path(path), []
-    for image in sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGES):
-        text = image.with_suffix(".txt")
+    texts: dict[Path, dict[str, Path]] = {}  # of every folder, by the name without the extension, which may be .TXT
+    for image in image_files(root):
+        if image.parent not in texts:
+            texts[image.parent] = {p.stem: p for p in image.parent.iterdir() if p.suffix.lower() == ".txt"}
+        text = texts[image.parent].get(image.stem)
         try:
-            caption = text.read_text(encoding="utf-8-sig") if text.exists() else image.stem.replace("_", " ")
+            caption = text.read_text(encoding="utf-8-sig") if text else image.stem.replace("_", " ")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{text}: {error}") from error
         if not caption.strip():
             raise ValueError(f"{text}: the caption is empty")
         group = "" if image.parent == root else image.parent.name
-        pairs.append(pair(str(image), partial(Image.open, image), {"caption": caption, "group": group}))
+        pairs.append(pair(str(image), partial(Image.open, image), caption, {"group": group}))
     return some(pairs, path, f"images ({', '.join(sorted(IMAGES))})")
 
 
 def from_tar(pattern: str) -> list[Pair]:
     """WebDataset shards: an image and NAME.txt or NAME.json with caption, and perhaps concept and group."""
     shards = sorted(Path(pattern).parent.glob(Path(pattern).name))
-    pairs = []
+    pairs, images, silent = [], 0, []
     for shard in shards:
-        samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-        try:
-            with tarfile.open(shard, "r:") as tar:  # a compressed shard cannot be read from the middle
-                for member in filter(tarfile.TarInfo.isfile, tar):
-                    name, _, extension = member.name.rpartition(".")
-                    samples.setdefault(name, {})[f".{extension.lower()}"] = member
-        except (OSError, tarfile.TarError) as error:
-            raise ValueError(f"{shard}: {error}") from error
-        for name, members in samples.items():
+        for name, members in samples_of(shard).items():
             image = next((m for extension, m in members.items() if extension in IMAGES), None)
-            if image is not None:
-                pairs.append(
-                    pair(f"{shard}:{image.name}", partial(image_in, shard, image), words(shard, name, members))
-                )
-    return some(pairs, pattern, "images in .tar files")
+            if image is None:
+                continue
+            captions, columns = words(shard, name, members)
+            place, read = f"{shard}:{image.name}", partial(image_in, shard, image)
+            pairs += [pair(place, read, caption, columns) for caption in captions]
+            images += 1
+            silent += [] if captions else [place]
+    if silent:
+        what = f"skipped {len(silent)} of {images} images, whose caption is null or empty: {silent[0]}"
+        print(what if len(silent) == 1 else f"{what} to {silent[-1]}", file=sys.stderr)
+    return some(pairs, pattern, "images in .tar files" if not images else "captions in .tar files")
 
 
-def words(shard: Path, name: str, members: dict[str, tarfile.TarInfo]) -> dict[str, str]:
-    found: dict[str, str] = {}
+def samples_of(shard: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
+    """The members of every sample by their extensions. Hidden ones are none: macOS puts ._a.png beside a.png."""
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:  # a compressed shard cannot be read from the middle
+            for member in filter(tarfile.TarInfo.isfile, tar):
+                name, _, extension = member.name.rpartition(".")
+                if not any(part.startswith(".") for part in Path(member.name).parts):
+                    samples.setdefault(name, {})[f".{extension.lower()}"] = member
+    except (OSError, tarfile.TarError) as error:
+        raise ValueError(f"{shard}: {error}") from error
+    return samples
+
+
+def words(shard: Path, name: str, members: dict[str, tarfile.TarInfo]) -> tuple[list[str], dict[str, str]]:
+    """Captions of a sample, from .txt if it says something, else from .json; concept and group, from .json alone."""
+    given: list[Any] = []
+    columns: dict[str, str] = {}
     try:
         if ".json" in members:
             content = json.loads(member_of(shard, members[".json"]))
-            found = {key: str(content[key]) for key in ("caption", "concept", "group") if key in content}
-        elif ".txt" in members:
-            found = {"caption": member_of(shard, members[".txt"]).decode()}
-    except (ValueError, TypeError) as error:
+            columns = {key: str(content[key]) for key in ("concept", "group") if content.get(key) is not None}
+            if "caption" in content:
+                given = content["caption"] if isinstance(content["caption"], list) else [content["caption"]]
+                given = given or [None]
+        if ".txt" in members:
+            text = member_of(shard, members[".txt"]).decode("utf-8-sig")
+            given = [text] if text.strip() or not given else given
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{shard}:{name}: {error}") from error
-    if not found.get("caption", "").strip():
+    if not given:
         raise ValueError(f"{shard}:{name}: no caption; put it into {name}.txt, or into {name}.json as caption")
-    return found
+    strange = [caption for caption in given if not isinstance(caption, str | int | float | None)]
+    if strange:
+        raise ValueError(f"{shard}:{name}: a caption is a text, or a list of texts; got {strange[0]!r}")
+    spoken = [str(caption) for caption in given if caption is not None and caption == caption]  # NaN is pandas' null
+    return list(dict.fromkeys(caption for caption in spoken if caption.strip())), columns
 
 
 def member_of(shard: Path, member: tarfile.TarInfo) -> bytes:
     """Read where the index says; a tar file has none of its own."""
     with shard.open("rb") as file:
         file.seek(member.offset_data)
-        return file.read(member.size)
+        content = file.read(member.size)
+    if len(content) < member.size:
+        raise ValueError(f"{shard} ends inside {member.name}: it is cut off")
+    return content
 
 
 def image_in(shard: Path, member: tarfile.TarInfo) -> Image.Image:
     return Image.open(io.BytesIO(member_of(shard, member)))
 
 
-def pair(place: str, read: Callable[[], Image.Image], row: dict[str, str]) -> Pair:
-    caption = " ".join(row["caption"].split())
+def pair(place: str, read: Callable[[], Image.Image], caption: str, row: dict[str, str]) -> Pair:
+    caption = " ".join(caption.split())
     return Pair(place, read, caption, (row.get("concept") or "").strip() or caption, (row.get("group") or "").strip())
 
 
@@ -149,6 +244,7 @@ def some(pairs: list[Pair], place: str, what: str) -> list[Pair]:
     return pairs
 
 
+# -------------------------------------------------------------------------------------------------------- the split
 def hold_out(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices of training and of held-out pairs; a share of the concepts is held out, with all their pairs."""
     concepts = sorted({pair.concept for pair in pairs})

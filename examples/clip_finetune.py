@@ -5,21 +5,19 @@
     python examples/clip_finetune.py --model ViT-B-32 --pretrained laion2b_s34b_b79k --data csv:pairs.csv \\
         --arms nonneg --image-blocks 4 --text-layers 4 --batch-size 4096 --micro-batch 128 --precision bf16
 
-The arms differ in the classes `Signed`, `NonNegative`, `Gated` and `TriFactor` and nowhere else. Ctrl-C saves the
-checkpoint; the same command continues from it as if nothing had happened.
+The arms differ in the classes `Signed`, `NonNegative`, `Gated` and `TriFactor` of clip_arms.py and nowhere else. Ctrl-C
+saves the checkpoint; the same command continues from it as if nothing had happened.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import clip_data
 import clip_gradient
@@ -27,154 +25,18 @@ import clip_inputs
 import clip_report
 import clip_towers
 import torch
+from clip_arms import ARMS, TEMPERATURES, TITLES, Signed
 from clip_data import Pair
 from clip_gradient import Precision
 from clip_inputs import Source, Streamed
 from clip_towers import Towers
-from simclr import Checkpoint, interrupt_after_step, markdown, warmup_then_cosine
+from common import Checkpoint, check_device, check_picture, interrupt_after_step, one_line_errors
+from images import square
+from simclr import markdown, warmup_then_cosine
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ssl_heads import BayesianGate, CLIPLoss, FeatureImportance, NonNegProjection, SigLIPLoss, TriFactorContrast
 from ssl_heads.functional import safe_normalize
-from ssl_heads.optim import param_groups
-
-MAX_SCALE = 100.0  # of the logits, CLIP's
-
-
-# ------------------------------------------------------------------------------------------------------------- heads
-class Head(nn.Module):
-    """Features of one tower to embeddings, and a penalty, zero here."""
-
-    def __init__(self, width: int, args: argparse.Namespace) -> None:
-        super().__init__()
-        self.input = nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Dropout(args.dropout))
-        self.project: nn.Module = nn.Sequential(
-            nn.Linear(width, args.hidden), nn.BatchNorm1d(args.hidden), nn.ReLU(), nn.Linear(args.hidden, args.dim)
-        )
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | float]:
-        return self.project(self.input(features)), 0.0
-
-
-class NonNegHead(Head):
-    """Embeddings that cannot be negative."""
-
-    def __init__(self, width: int, args: argparse.Namespace) -> None:
-        super().__init__(width, args)
-        self.project = NonNegProjection(width, args.hidden, args.dim)
-
-
-class GatedHead(NonNegHead):
-    """A gate decides, input by input, which dimensions are in use; the penalty pulls it to a sparse prior."""
-
-    def __init__(self, width: int, args: argparse.Namespace) -> None:
-        super().__init__(width, args)
-        self.gate = BayesianGate(width, args.dim, hidden_features=args.hidden, prior=args.prior)
-        self.kl_weight = args.kl_weight
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | float]:
-        x = self.input(features)
-        gated = self.gate(x, self.project(x))
-        return gated.embeddings, self.kl_weight * gated.kl
-
-
-# ---------------------------------------------------------------------------------------------------- the four arms
-class Signed(nn.Module):
-    """Two towers, a head on each, cosines with a learned scale: CLIP."""
-
-    head: type[Head] = Head
-    start = ("clip", 0.07)  # loss and temperature unless told, chosen on validation concepts (docs/clip.md)
-
-    def __init__(self, towers: Towers, args: argparse.Namespace) -> None:
-        super().__init__()
-        self.image, self.text = copy.deepcopy(towers.image), copy.deepcopy(towers.text)
-        self.image_head, self.text_head = (self.head(tower.width, args) for tower in (self.image, self.text))
-        loss, self.temperature = args.loss or self.start[0], args.temperature or self.start[1]
-        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / self.temperature)]))
-        self.logit_bias = nn.Parameter(torch.tensor([-10.0])) if loss == "siglip" else None
-        self.criterion: nn.Module = SigLIPLoss() if loss == "siglip" else CLIPLoss()
-
-    def loss(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        (z_image, image_penalty), (z_text, text_penalty) = (
-            self.image_head(image_features),
-            self.text_head(text_features),
-        )
-        return self.contrast(z_image.float(), z_text.float()) + image_penalty + text_penalty
-
-    def contrast(self, z_image: Tensor, z_text: Tensor) -> Tensor:
-        return self.criterion(safe_normalize(z_image), safe_normalize(z_text), self.logit_scale.exp(), self.logit_bias)
-
-    def rows(self, head: Head, features: Tensor) -> Tensor:
-        """Embeddings whose dot product is the similarity."""
-        return safe_normalize(head(features)[0].float())
-
-    def param_groups(self, args: argparse.Namespace) -> list[dict[str, Any]]:
-        trained = [tower for tower in (self.image, self.text) if any(p.requires_grad for p in tower.parameters())]
-        groups = param_groups(*trained, lr=args.tower_lr, weight_decay=args.weight_decay) if trained else []
-        groups += param_groups(self.image_head, self.text_head, lr=args.lr, weight_decay=args.weight_decay)
-        scales = [p for p in (self.logit_scale, self.logit_bias) if p is not None]
-        return [*groups, {"params": scales, "lr": args.lr, "weight_decay": 0.0}]
-
-    @torch.no_grad()
-    def clamp_scale(self) -> None:
-        self.logit_scale.clamp_(0, math.log(MAX_SCALE))
-
-
-class NonNegative(Signed):
-    """The same, with embeddings that cannot be negative."""
-
-    head = NonNegHead
-    start = ("siglip", 0.1)
-
-
-class Gated(NonNegative):
-    """The same, with a gate on each tower."""
-
-    head = GatedHead
-
-
-class TriFactor(Signed):
-    """Decorrelated dimensions, each with a trained importance s: the similarity is u^T diag(s) u' of unit rows.
-
-    The importances multiply the logits, so the scale is not learned a second time.
-    """
-
-    head = NonNegHead
-
-    def __init__(self, towers: Towers, args: argparse.Namespace) -> None:
-        super().__init__(towers, args)
-        self.logit_scale, self.logit_bias = None, None
-        self.importance = FeatureImportance(args.dim)
-        self.criterion = TriFactorContrast(
-            importance=self.importance,
-            temperature=self.temperature,
-            decorrelation_weight=args.decorrelation,
-            two_towers=True,
-        )
-
-    def contrast(self, z_image: Tensor, z_text: Tensor) -> Tensor:
-        return self.criterion(z_image, z_text)
-
-    def rows(self, head: Head, features: Tensor) -> Tensor:
-        return super().rows(head, features) * self.importance().sqrt()
-
-    def param_groups(self, args: argparse.Namespace) -> list[dict[str, Any]]:
-        importance = param_groups(self.importance, lr=30 * args.lr, weight_decay=0.0)  # it has far to go
-        return super().param_groups(args) + importance
-
-    def clamp_scale(self) -> None:
-        """No scale to clamp."""
-
-
-ARMS = {"signed": Signed, "nonneg": NonNegative, "gated": Gated, "trifactor": TriFactor}
-TITLES = {
-    "frozen": "frozen start",
-    "signed": "signed",
-    "nonneg": "non-negative",
-    "gated": "non-negative, gated",
-    "trifactor": "non-negative, tri-factor",
-}
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -186,7 +48,7 @@ def steps_of(pairs: Sequence[Pair], train: Sequence[int], args: argparse.Namespa
     by_concept: dict[str, list[int]] = {}
     for i in train:
         by_concept.setdefault(pairs[i].concept, []).append(i)
-    batches = len(by_concept) // args.batch_size
+    batches = max(1, len(by_concept) // args.batch_size)
     for epoch in range(args.epochs):
         draw = random.Random(f"{args.seed} {epoch}")
         order = [draw.choice(members) for members in by_concept.values()]
@@ -211,7 +73,7 @@ def fit(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_then_cosine(step / len(plan)))
     stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": precision.scaler}
     step, seconds = kept.restore(arm, stateful)
-    batches_an_epoch = len(plan) // args.epochs
+    batches_an_epoch, clamped = len(plan) // args.epochs, 0
 
     start = time.perf_counter() - seconds
     model.train()
@@ -223,7 +85,7 @@ def fit(
             loss = clip_gradient.backward(both, (image, text), model.loss, args.micro_batch, precision)
             precision.scaler.step(optimizer)
             precision.scaler.update()
-            model.clamp_scale()
+            clamped += model.clamp_scale()
             scheduler.step()
             step += 1
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
@@ -232,6 +94,9 @@ def fit(
                 kept.save(arm, stateful, step, time.perf_counter() - start)
             if interrupt.is_set():
                 raise KeyboardInterrupt
+    if clamped:
+        coldest, warmest = TEMPERATURES
+        print(f"{arm}: the temperature was held in {coldest} to {warmest} in {clamped} steps", file=sys.stderr)
     return model.eval(), time.perf_counter() - start
 
 
@@ -298,7 +163,7 @@ def draw(shown: dict[str, tuple[Signed, clip_report.Held]], judge: Judge, note: 
     for arm, (model, held) in shown.items():
         named = clip_report.name_dimensions(held, judge.texts(model, judge.words), judge.words, count=8)
         places = sorted({i for dimension in named for i in dimension.images})
-        found = {i: clip_inputs.square(judge.pairs[held.index[i]].read(), 96) for i in places}
+        found = {i: square(judge.pairs[held.index[i]].read(), 96) for i in places}
         panels[TITLES[arm]] = (named, found)
     clip_report.draw(panels, note, path)
 
@@ -309,6 +174,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--arms", nargs="+", choices=[*ARMS, "all"], default=["signed", "nonneg"])
     add("--data", default="openmoji", help="openmoji, csv:PATH, folder:PATH or tar:PATTERN (see docs/clip.md)")
+    add("--csv-img-key", help="column of the images; by default image, or open_clip's filepath")
+    add("--csv-caption-key", help="column of the captions; by default caption, or open_clip's title")
+    add("--csv-separator", help="by default the comma, tab or semicolon of the header")
     add("--limit", type=int, help="use only so many pairs")
     add("--held-out", type=float, default=0.2, help="share of the concepts to test on")
     add("--model", help="of open_clip, such as ViT-B-32; without it, EfficientNet-Lite0 and MiniLM from packages")
@@ -344,6 +212,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--picture", type=Path, default=Path("runs/clip.png"), help="named dimensions of every arm go here")
     args = parser.parse_args(argv)
     args.arms = list(ARMS) if "all" in args.arms else args.arms
+    args.csv_separator = args.csv_separator and args.csv_separator.replace("\\t", "\t")  # as a shell passes a tab on
     return args
 
 
@@ -351,51 +220,69 @@ NOT_SETTINGS = ("arms", "cache", "device", "checkpoint", "picture")  # what a re
 
 
 def check(args: argparse.Namespace) -> None:
+    """What can be refused before anything is read; a range that is left in training is said."""
     for name in ("limit", "size", "hidden", "dim", "temperature", "epochs", "micro_batch", "lr", "tower_lr"):
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
     for name in ("views", "kl_weight", "decorrelation", "weight_decay"):
-        if not getattr(args, name) >= 0:
+        if not 0 <= getattr(args, name) < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} must not be negative, got {getattr(args, name)}")
-    if args.picture.suffix not in (".png", ".pdf", ".svg", ".jpg"):
-        raise ValueError(f"--picture must end in .png, .pdf, .svg or .jpg, got {args.picture}")
-    if args.checkpoint is not None and args.checkpoint.is_dir():
-        raise ValueError(f"--checkpoint must be a file, and {args.checkpoint} is a folder")
     if not 0 <= args.dropout < 1:
         raise ValueError(f"--dropout must lie in [0, 1), got {args.dropout}")
+    if not 0 < args.prior < 1:
+        raise ValueError(f"--prior must lie between 0 and 1, got {args.prior}")
+    if args.batch_size < 2:
+        raise ValueError(f"--batch-size must be at least 2, got {args.batch_size}")
+    if args.csv_separator is not None and len(args.csv_separator) != 1:
+        raise ValueError(f"--csv-separator must be one character, got {args.csv_separator!r}")
+    if args.stream and args.views:
+        raise ValueError(
+            f"--views {args.views} are stored, and --stream stores nothing: it makes a view in every epoch"
+        )
+    if args.pretrained is not None and args.model is None:
+        raise ValueError(f"--pretrained {args.pretrained} is of a model of open_clip; name it with --model")
+    if args.checkpoint is not None and args.checkpoint.is_dir():
+        raise ValueError(f"--checkpoint must be a file, and {args.checkpoint} is a folder")
+    check_picture(args.picture)
+    check_device(args.device)
+    coldest, warmest = TEMPERATURES
+    if args.temperature is not None and not coldest <= args.temperature <= warmest and args.arms != ["trifactor"]:
+        what = f"--temperature {args.temperature} is learned, and held in {coldest} to {warmest} from the first step on"
+        print(what, file=sys.stderr)
+
+
+def check_batch(args: argparse.Namespace, pairs: Sequence[Pair], train: Sequence[int]) -> None:
+    concepts = len(clip_data.one_a_concept(pairs, train))
+    if args.batch_size > concepts:
+        raise ValueError(f"--batch-size must lie between 2 and the {concepts} training concepts, got {args.batch_size}")
 
 
 def prepare(args: argparse.Namespace) -> tuple[Judge, Towers, list[tuple[list[int], int]], Checkpoint]:
     """Data, towers, the training plan and the checkpoint; a user's mistake is a ValueError here."""
     check(args)
+    settings = {name: str(value) for name, value in vars(args).items() if name not in NOT_SETTINGS}
+    checkpoint = Checkpoint(args.checkpoint, settings)
     precision = Precision(args.device, args.precision)
     torch.manual_seed(args.seed)  # of towers that start untrained
     towers = clip_towers.load(args.model, args.pretrained, args.image_blocks, args.text_layers, args.size)
     towers.image.to(args.device).eval(), towers.text.to(args.device).eval()
-    pairs = clip_data.load(args.data, towers.size, args.limit)
+    columns = clip_data.Columns(args.csv_img_key, args.csv_caption_key, args.csv_separator)
+    pairs = clip_data.load(args.data, towers.size, args.limit, columns)
     train, test = clip_data.hold_out(pairs, args.held_out, seed=0)
     streamed = Streamed(pairs, towers, args.micro_batch, args.device, precision)
+    next(streamed.reader.batches([(range(min(16, len(pairs))), None)]))  # refused if none of them can be read
+    check_batch(args, pairs, train)
     source: Source = streamed
     if not args.stream:
-        what = (
-            args.model,
-            args.pretrained,
-            args.image_blocks,
-            args.text_layers,
-            towers.size,
-            args.views,
-            args.precision,
-        )
-        what = (*what, clip_inputs.fingerprint(towers.image), clip_inputs.fingerprint(towers.text))
+        tower = (args.model, args.pretrained, args.image_blocks, args.text_layers, towers.size)
+        weights = clip_inputs.fingerprint(towers.image), clip_inputs.fingerprint(towers.text)
         places = [(pair.place, clip_inputs.version(pair.place), pair.caption) for pair in pairs]
-        source = clip_inputs.stored(streamed, args.views, args.cache, repr((args.data, what, places)))
+        key = (clip_inputs.READER, args.data, *tower, args.views, args.precision, *weights, places)
+        source = clip_inputs.stored(streamed, args.views, args.cache, repr(key))
         train, test = ([i for i in index if i in source.row] for index in (train, test))
-    concepts = len(clip_data.one_a_concept(pairs, train))
-    if not 2 <= args.batch_size <= concepts:
-        raise ValueError(f"--batch-size must lie between 2 and the {concepts} training concepts, got {args.batch_size}")
+        check_batch(args, pairs, train)  # without the images that cannot be read
     plan = list(steps_of(pairs, train, args))
-    settings = {name: str(value) for name, value in vars(args).items() if name not in NOT_SETTINGS}
-    return Judge(pairs, train, test, streamed, source), towers, plan, Checkpoint(args.checkpoint, settings)
+    return Judge(pairs, train, test, streamed, source), towers, plan, checkpoint
 
 
 def cells(values: Sequence[float]) -> list[str]:
@@ -404,20 +291,22 @@ def cells(values: Sequence[float]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    rows, shown = {}, {}
     try:
-        judge, towers, plan, checkpoint = prepare(args)
-        rows[TITLES["frozen"]] = [*cells(judge.frozen()), "-"]
-        for arm in args.arms:
-            model, seconds = fit(arm, towers, judge.source, plan, args, checkpoint)
-            values, held = judge.judge(model)
-            rows[TITLES[arm]], shown[arm] = [*cells(values), f"{seconds:.0f}"], (model, held)
-    except ValueError as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        with one_line_errors():
+            run(args)
     except KeyboardInterrupt:
         kept = f"{args.checkpoint} continues with the same command" if args.checkpoint else "nothing was kept"
         print(f"\ninterrupted: {kept}", file=sys.stderr)
         sys.exit(130)
+
+
+def run(args: argparse.Namespace) -> None:
+    judge, towers, plan, checkpoint = prepare(args)
+    rows, shown = {TITLES["frozen"]: [*cells(judge.frozen()), "-"]}, {}
+    for arm in args.arms:
+        model, seconds = fit(arm, towers, judge.source, plan, args, checkpoint)
+        values, held = judge.judge(model)
+        rows[TITLES[arm]], shown[arm] = [*cells(values), f"{seconds:.0f}"], (model, held)
     concepts = len(clip_data.one_a_concept(judge.pairs, judge.train))
     print(f"{concepts} concepts to train on, {len(judge.test)} held out\n")
     print(markdown(rows, [*clip_report.COLUMNS, "seconds"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,15 +12,17 @@ import torch
 from clip_data import Pair
 from clip_gradient import Precision
 from clip_towers import Towers
+from common import contents_of, read, write
 from einops import rearrange
-from PIL import Image
+from images import square
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from tqdm import tqdm
 
 Plan = Iterable[tuple[Sequence[int], int | None]]  # batches of indices, each with the seed of its views; None: no view
 Batch = tuple[list[int], Tensor, Tensor]  # the indices that could be read, and what the towers continue from
+
+
+READER = 2  # what is stored under another number was read in another way
 
 
 class Unreadable(ValueError):
@@ -57,7 +60,8 @@ class Reader:
 
     def decode(self, pair: Pair) -> Tensor | None:
         try:
-            return square(pair.read(), self.size)
+            with pair.read() as image:
+                return square(image, self.size)
         except Exception as error:  # decoders raise whatever they like; one broken file must not end a run of hours
             self.skipped[pair.place] = f"{type(error).__name__}: {error}".splitlines()[0]
             return None
@@ -65,20 +69,8 @@ class Reader:
     def report(self) -> str:
         """How many images were skipped, and which."""
         lines = [f"  {place} ({why})" for place, why in sorted(self.skipped.items())]
-        return "\n".join([f"skipped {len(lines)} of {len(self.pairs)} images that could not be read:", *lines])
-
-
-def square(image: Image.Image, size: int) -> Tensor:
-    """RGB on white, the shorter side to `size`, the middle of the longer one."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode in ("I", "I;16", "F"):  # 16 bits a pixel, which a conversion would cut off at 255
-        image = image.point(lambda value: value / 256).convert("L")
-    image = image.convert("RGB")
-    if image.size != (size, size):
-        image = center_crop(resize(image, size, interpolation=InterpolationMode.BICUBIC), [size, size])
-    return pil_to_tensor(image)
+        images = len({pair.place for pair in self.pairs})
+        return "\n".join([f"skipped {len(lines)} of {images} images that could not be read:", *lines])
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -107,7 +99,11 @@ class Streamed:
     ) -> None:
         self.towers, self.micro_batch, self.device, self.precision = towers, micro_batch, device, precision
         self.reader = Reader(pairs, towers.size)
-        self.tokens = towers.tokenize([pair.caption for pair in pairs])
+        captions = [pair.caption for pair in pairs]
+        self.tokens, cut = towers.tokenize(captions), towers.cut(captions)
+        if cut:
+            read = self.tokens.shape[1]
+            print(f"{cut} of {len(captions)} captions are longer than the {read} tokens that are read", file=sys.stderr)
 
     def batches(self, plan: Plan) -> Iterator[Batch]:
         for kept, image in self.images(plan):
@@ -168,12 +164,11 @@ def stored(streamed: Streamed, views: int, cache: Path, key: str) -> Stored:
     """Compute what is stored, or take it from an earlier run with the same key."""
     path = cache / f"stems-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(stems(streamed, views), path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)  # a run that is stopped leaves no half-written file
-    content = torch.load(path)
-    streamed.reader.skipped.update(content["skipped"])
-    return Stored(content["kept"], content["image"], content["text"], streamed.device)
+        write(stems(streamed, views), path)
+    content = read(path)
+    with contents_of(path):
+        streamed.reader.skipped.update(content["skipped"])
+        return Stored(content["kept"], content["image"], content["text"], streamed.device)
 
 
 def stems(streamed: Streamed, views: int) -> dict[str, object]:

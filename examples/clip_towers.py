@@ -42,6 +42,7 @@ class Towers(NamedTuple):
     tokenize: Callable[[list[str]], Tensor]
     size: int  # of the images, in pixels
     aligned: bool  # whether the features of both towers lie in one space
+    cut: Callable[[list[str]], int] = lambda texts: 0  # how many of the texts are longer than the text tower reads
 
 
 # ------------------------------------------------------------------------------------------- encoders from packages
@@ -128,7 +129,10 @@ def from_packages(image_blocks: int, text_layers: int, size: int) -> Towers:
     def tokenize(texts: list[str]) -> Tensor:
         return tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")["input_ids"]
 
-    return Towers(EfficientNetLite(image_blocks), MiniLM(text_layers), tokenize, size, aligned=False)
+    def cut(texts: list[str]) -> int:
+        return sum(len(ids) > 64 for ids in tokenizer(texts, verbose=False)["input_ids"])
+
+    return Towers(EfficientNetLite(image_blocks), MiniLM(text_layers), tokenize, size, aligned=False, cut=cut)
 
 
 # --------------------------------------------------------------------------------------------------------- open_clip
@@ -185,19 +189,40 @@ def from_open_clip(name: str, pretrained: str | None, image_groups: int, text_la
         raise ValueError(f"open_clip cannot make {name} with weights {pretrained}: {error}; {known}") from error
     if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP):
         raise ValueError(f"--model {name} is a {type(model).__name__}; it must be a CLIP with two towers")
-    try:
-        model.lock_image_tower(image_groups)
-        model.lock_text_tower(text_layers)
-    except NotImplementedError as error:
-        raise ValueError(f"{name} cannot be frozen in part: {error}") from error
+    freeze(f"--image-blocks {image_groups}", type(model.visual).__name__, model.lock_image_tower, image_groups)
+    freeze(f"--text-layers {text_layers}", f"text tower of {name}", model.lock_text_tower, text_layers)
     what = open_clip.get_model_preprocess_cfg(model)
     size = what["size"] if isinstance(what["size"], int) else what["size"][0]
     width = model(None, tokenizer(["width"]))[1].shape[1]
     image = OpenClipImage(model, what["mean"], what["std"], width)
-    return Towers(image, OpenClipText(model, width), tokenizer, size, aligned=load)
+    padding = tokenizer([""])[0, -1]
+
+    def cut(texts: list[str]) -> int:
+        """Texts that fill their row, and whose last letter makes no difference to it."""
+        full = [text for text, row in zip(texts, tokenizer(texts), strict=True) if row[-1] != padding]
+        if not full:
+            return 0
+        return int((tokenizer(full) == tokenizer([text[:-1] for text in full])).all(dim=1).sum())
+
+    return Towers(image, OpenClipText(model, width), tokenizer, size, aligned=load, cut=cut)
+
+
+def freeze(option: str, tower: str, lock: Callable[[int], None], groups: int) -> None:
+    """Lock all of a tower but its last groups; open_clip cannot do so with every tower, and each says it in its way."""
+    if groups < 0:
+        raise ValueError(f"{option} must not be negative")
+    try:
+        lock(groups)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"{option}: open_clip cannot unlock the {tower} in part; 0 freezes all of it ({why})"
+        ) from error
 
 
 def load(model: str | None, pretrained: str | None, image_blocks: int, text_layers: int, size: int) -> Towers:
+    if model is None and pretrained is not None:
+        raise ValueError(f"--pretrained {pretrained} is of a model of open_clip; name it with --model")
     if model is None:
         return from_packages(image_blocks, text_layers, size)
     return from_open_clip(model, pretrained, image_blocks, text_layers)

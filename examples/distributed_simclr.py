@@ -10,13 +10,16 @@ With `--checkpoint` the same command continues where it was stopped, also on ano
 from __future__ import annotations
 
 import argparse
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from common import contents_of, one_line_errors, read, same_settings, writable_folder, write
 from images import Split, augment, load, pixels
 from simclr import WEIGHT_DECAY, WIDTH, small_convnet, warmup_then_cosine
 from torch import Tensor, nn
@@ -24,6 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssl_heads import NonNegProjection, NTXentLoss, metrics
 from ssl_heads.optim import param_groups
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -43,6 +48,46 @@ def process_group() -> Iterator[tuple[int, int, str]]:
         dist.destroy_process_group()
 
 
+def on_every_rank(act: Callable[[], T]) -> T:
+    """What `act` returns; if it is refused on one rank, a ValueError on all: nobody waits for a rank that is gone."""
+    try:
+        mine: tuple[Any, str | None] = act(), None
+    except ValueError as error:
+        mine = None, str(error)
+    refusals = [mine[1]]
+    if dist.is_initialized():
+        refusals = [None] * dist.get_world_size()
+        dist.all_gather_object(refusals, mine[1])
+    for rank, why in enumerate(refusals):
+        if why is not None:
+            raise ValueError(why if len(set(refusals)) == 1 else f"rank {rank}: {why}")
+    return mine[0]
+
+
+def equal_on_every_rank(value: object) -> None:
+    """Options and numbers of images differ where a machine has its own command line or its own copy of the data."""
+    if dist.is_initialized():
+        values: list[object] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+        if any(other != values[0] for other in values):
+            raise ValueError(f"the ranks were started with other options or data: {values}")
+
+
+def from_rank_0(checkpoint: Path | None) -> Any:
+    """What the checkpoint holds, on every rank, or None. Rank 0 reads it: other machines need not have the file."""
+    found: list[Any] = [None]
+
+    def look() -> None:
+        if checkpoint is not None and (not dist.is_initialized() or dist.get_rank() == 0):
+            writable_folder(checkpoint)
+            found[0] = read(checkpoint) if checkpoint.exists() else None
+
+    on_every_rank(look)
+    if dist.is_initialized():
+        dist.broadcast_object_list(found)
+    return found[0]
+
+
 def build(channels: int, device: str, world: int) -> nn.Module:
     """Backbone and head, with the statistics of the whole batch where the device can share them."""
     torch.manual_seed(0)
@@ -55,21 +100,36 @@ def build(channels: int, device: str, world: int) -> nn.Module:
 
 
 def own_images(images: Tensor, step: int, args: argparse.Namespace, rank: int, world: int) -> Tensor:
-    """This rank's part of a batch that follows from seed and step alone; parts need not be equally large."""
-    batches = -(-len(images) // args.batch_size)
-    epoch, batch = divmod(step, batches)
+    """This rank's part of a batch that follows from seed and step alone; parts need not be equally large.
+
+    The batches of an epoch are as equal as can be: no row is dropped, and no batch is too small to be shared.
+    """
+    epoch, batch = divmod(step, batches_of(len(images), args))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed + epoch))
-    whole = order[batch * args.batch_size :][
-        : args.batch_size
-    ]  # the last one of an epoch is smaller: no row is dropped
+    whole = order.tensor_split(batches_of(len(images), args))[batch]
     return images[whole.tensor_split(world)[rank]]
 
 
-def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    torch.save({"model": plain(model).state_dict(), "optimizer": optimizer.state_dict(), "step": step}, part)
-    os.replace(part, path)  # whoever dies while writing leaves the previous file whole
+def batches_of(images: int, args: argparse.Namespace) -> int:
+    """How many batches an epoch has."""
+    return -(-images // args.batch_size)
+
+
+def check(images: int, args: argparse.Namespace, world: int) -> None:
+    for name in ("steps", "batch_size", "log_every", "save_every", "stop_after", "lr", "temperature"):
+        if not 0 < getattr(args, name) < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
+    if args.batch_size > images:
+        raise ValueError(f"--batch-size {args.batch_size} is more than the {images} training images")
+    smallest, least = images // batches_of(images, args), 2 * world  # an image alone has no negatives
+    if smallest < least:
+        what = f"--batch-size {args.batch_size} makes batches of {smallest} of {images} images"
+        raise ValueError(f"{what}; {world} processes need {least}, two each")
+
+
+def save(path: Path, settings: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    states = {"model": plain(model).state_dict(), "optimizer": optimizer.state_dict()}
+    write({"settings": settings, **states, "step": step}, path)
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -81,11 +141,14 @@ def train(images: Tensor, args: argparse.Namespace, rank: int, world: int, devic
     loss = NTXentLoss(args.temperature, gather=args.gather)
     optimizer = torch.optim.AdamW(param_groups(model, lr=args.lr, weight_decay=WEIGHT_DECAY))
     step = 0
-    if args.checkpoint and args.checkpoint.exists():
-        saved = torch.load(args.checkpoint, map_location=device)
-        plain(model).load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        step = saved["step"]
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    saved = from_rank_0(args.checkpoint)
+    if saved is not None:
+        with contents_of(args.checkpoint):
+            same_settings(args.checkpoint, saved["settings"], settings)
+            plain(model).load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            step = int(saved["step"])
     while step < min(args.steps, args.stop_after):
         for group in optimizer.param_groups:
             group["lr"] = args.lr * warmup_then_cosine(step / args.steps)
@@ -103,7 +166,7 @@ def train(images: Tensor, args: argparse.Namespace, rank: int, world: int, devic
             if rank == 0:
                 print(f"step {step} loss {mean.item() / world:.5f}", flush=True)
         if rank == 0 and args.checkpoint and (step % args.save_every == 0 or step in (args.steps, args.stop_after)):
-            save(args.checkpoint, model, optimizer, step)
+            save(args.checkpoint, settings, model, optimizer, step)
     return plain(model).eval()
 
 
@@ -135,10 +198,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+SETTINGS = ("data", "image_size", "gather", "steps", "batch_size", "lr", "temperature", "seed")  # kept when resumed
+
+
+def load_and_check(args: argparse.Namespace, world: int) -> tuple[Split, Split]:
+    train_split, test_split = load(args.data, args.root, False, args.image_size)
+    check(len(train_split.images), args, world)
+    return train_split, test_split
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    with process_group() as (rank, world, device):
-        train_split, test_split = load(args.data, args.root, False, args.image_size)
+    with one_line_errors(), process_group() as (rank, world, device):
+        train_split, test_split = on_every_rank(lambda: load_and_check(args, world))
+        equal_on_every_rank((len(train_split.images), [getattr(args, name) for name in SETTINGS]))
         model = train(train_split.images, args, rank, world, device)
         if rank == 0 and args.stop_after >= args.steps:
             print(f"10-NN accuracy {accuracy(model, train_split, test_split, device):.3f}", flush=True)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
-from torchvision import datasets, transforms
+from torchvision import datasets
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from tqdm import tqdm
 
+IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 TORCHVISION = {"fashion-mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 
 
@@ -61,21 +66,93 @@ def as_split(dataset: datasets.VisionDataset) -> Split:
 
 
 def image_folder(path: Path, size: int) -> tuple[Split, Split]:
-    """PATH/train/CLASS/* and PATH/test/CLASS/* (or val); of PATH/CLASS/* alone, a fifth is held out."""
-    to_size = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()])
-
-    def read(folder: Path) -> Split:
-        try:
-            dataset = datasets.ImageFolder(str(folder), to_size)
-        except FileNotFoundError as error:
-            layout = f"{folder}/CLASS/*.png, or {path}/train/CLASS/*.png and {path}/test/CLASS/*.png"
-            raise ValueError(f"expected images in {layout}; {error}") from error
-        images, labels = zip(*tqdm(dataset, desc=f"reading {folder}", leave=False), strict=True)
-        return Split(torch.stack(images), torch.tensor(labels))
-
+    """PATH/train/CLASS/* and PATH/test/CLASS/* (or val); of PATH/CLASS/* alone, a fifth of each class is held out."""
+    if size < 1:
+        raise ValueError(f"the image size must be positive, got {size}")
     if not (path / "train").is_dir():
-        return stratified(read(path))
-    return read(path / "train"), read(path / ("test" if (path / "test").is_dir() else "val"))
+        files = classes(path, path)
+        if max(map(len, files.values())) < 5:
+            raise ValueError(f"{path}: no class has five images, of which one would be held out")
+        return stratified(read(files, list(files), size))
+    test_folder = path / ("test" if (path / "test").is_dir() else "val")
+    train, test = classes(path / "train", path), classes(test_folder, path)
+    if test.keys() - train.keys():
+        raise ValueError(
+            f"{test_folder} has classes that {path / 'train'} has not: {sorted(test.keys() - train.keys())}"
+        )
+    return read(train, list(train), size), read(test, list(train), size)
+
+
+def classes(folder: Path, root: Path) -> dict[str, list[Path]]:
+    """The images of every class: each subfolder is one."""
+    found: dict[str, list[Path]] = {}
+    for file in image_files(folder):
+        if file.parent != folder:
+            found.setdefault(file.relative_to(folder).parts[0], []).append(file)
+    if not found:
+        layout = f"{folder}/CLASS/*.png, or {root}/train/CLASS/*.png and {root}/test/CLASS/*.png"
+        raise ValueError(f"expected images in {layout}; there are none ({', '.join(sorted(IMAGES))})")
+    if len(found) == 1 and folder.name not in ("test", "val"):
+        raise ValueError(f"{folder} has one class, {next(iter(found))!r}; the accuracies need two, a subfolder each")
+    return found
+
+
+def read(files: dict[str, list[Path]], names: list[str], size: int) -> Split:
+    """All images in memory, labelled by the place of their class in `names`."""
+    pairs = [(file, names.index(name)) for name, members in files.items() for file in members]
+    images = []
+    for file, _ in tqdm(pairs, desc="reading images", leave=False):
+        try:
+            with Image.open(file) as image:
+                images.append(square(image, size))
+        except Exception as error:  # decoders raise whatever they like
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"{file} cannot be read as an image; repair or remove it ({why})") from error
+    return Split(torch.stack(images), torch.tensor([label for _, label in pairs]))
+
+
+def image_files(root: Path) -> list[Path]:
+    """The images below a folder, sorted. Hidden ones are none: macOS puts `._a.png` beside a.png."""
+    found = []
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found += [Path(folder, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in IMAGES]
+    return sorted(found)
+
+
+# -------------------------------------------------------------------------------------------------- the image reader
+def square(image: Image.Image, size: int) -> Tensor:
+    """RGB (3, size, size) as uint8: the shorter side to `size`, the middle of the longer one."""
+    image = rgb(image)
+    if image.size != (size, size):
+        image = center_crop(resize(image, [size], interpolation=InterpolationMode.BICUBIC), [size, size])
+    return pil_to_tensor(image)
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """The picture that is meant to be seen: turned as its EXIF orientation says, on white, 8 bits a channel."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Grey levels of 16 or 32 bits, scaled to 0..255; a conversion would cut them off at 255.
+
+    White is 65535 of 16 bits. Integers of 32 bits and floats do not say where white is: 1 (floats alone), 255 or
+    65535, the least that holds all values. Floats may overshoot by a tenth, as resampled ones do.
+    """
+    values = np.asarray(image).astype(np.float64)
+    whites, over = {"F": ((1, 255, 65535), 0.1), "I": ((255, 65535), 0.0)}.get(image.mode, ((65535,), 0.0))
+    low, high = values.min(), values.max()
+    for white in whites:
+        if -over * white <= low and high <= (1 + over) * white:  # never so with NaN
+            return Image.fromarray((values.clip(0, white) * (255 / white)).round().astype(np.uint8))
+    raise ValueError(f"values from {low:g} to {high:g} in mode {image.mode}; scale them to 0..{whites[0]}")
 
 
 def stratified(data: Split) -> tuple[Split, Split]:

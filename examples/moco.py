@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import torch
-from distributed_simclr import process_group
-from images import augment, load, pixels
+from common import contents_of, one_line_errors, same_settings, write
+from distributed_simclr import equal_on_every_rank, from_rank_0, on_every_rank, process_group
+from images import Split, augment, load, pixels
 from simclr import WIDTH, small_convnet
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -46,6 +47,18 @@ class MoCo(nn.Module):
         return all_gather_rows(self.key_encoder(all_gather_rows(images)[order][own]))[order.argsort()]
 
 
+def load_and_check(args: argparse.Namespace, world: int) -> tuple[Split, Split]:
+    for name in ("epochs", "queue", "temperature"):
+        if not 0 < getattr(args, name) < float("inf"):
+            raise ValueError(f"--{name} must be positive, got {getattr(args, name)}")
+    if args.batch_size % world or args.batch_size < 4 * world:  # batch norm needs two images in each half of a part
+        raise ValueError(f"--batch-size must be {world} equal parts of at least 4 images, got {args.batch_size}")
+    train, test = load(args.data, Path("data"), args.download, image_size=64)
+    if args.batch_size > len(train.images):
+        raise ValueError(f"--batch-size {args.batch_size} is more than the {len(train.images)} training images")
+    return train, test
+
+
 def main(argv: list[str] | None = None) -> tuple[MoCo, list[float]]:
     """The trained model, and the mean loss of each epoch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,18 +71,23 @@ def main(argv: list[str] | None = None) -> tuple[MoCo, list[float]]:
     parser.add_argument("--checkpoint", type=Path, help="written after every epoch, and resumed from if it exists")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
-    with process_group() as (rank, world, device):
-        train, test = load(args.data, Path("data"), args.download, image_size=64)
+    with one_line_errors(), process_group() as (rank, world, device):
+        train, test = on_every_rank(lambda: load_and_check(args, world))
+        settings = {name: getattr(args, name) for name in ("data", "batch_size", "queue", "temperature")}
+        equal_on_every_rank((len(train.images), settings))
         model = MoCo(train.images.shape[1], args.queue).to(device)
         encode = model.query_encoder if world == 1 else DistributedDataParallel(model.query_encoder)
         criterion = InfoNCELoss(args.temperature)
         optimizer = torch.optim.AdamW(param_groups(model.query_encoder, lr=2e-3, weight_decay=1e-4))
         history, start, n = [], time.perf_counter(), args.batch_size // world
         own = slice(rank * n, (rank + 1) * n)
-        if args.checkpoint and args.checkpoint.exists():
-            weights, moments, history = torch.load(args.checkpoint, map_location=device)
-            model.load_state_dict(weights)
-            optimizer.load_state_dict(moments)
+        saved = from_rank_0(args.checkpoint)
+        if saved is not None:
+            with contents_of(args.checkpoint):
+                weights, (moments, written_with), history = saved
+                same_settings(args.checkpoint, written_with, settings)
+                model.load_state_dict(weights)
+                optimizer.load_state_dict(moments)
         for epoch in range(len(history), args.epochs):
             same = torch.Generator().manual_seed(epoch)  # batches and shuffles are the same on every rank
             torch.manual_seed(epoch * world + rank)  # views are its own
@@ -88,7 +106,7 @@ def main(argv: list[str] | None = None) -> tuple[MoCo, list[float]]:
             if rank == 0:
                 print(f"epoch {epoch + 1} loss {history[-1]:.3f} ({time.perf_counter() - start:.0f} s)")
             if rank == 0 and args.checkpoint:
-                torch.save((model.state_dict(), optimizer.state_dict(), history), args.checkpoint)
+                write((model.state_dict(), (optimizer.state_dict(), settings), history), args.checkpoint)
         if rank == 0:
             known, new = (model.eval().key_encoder(pixels(split.images, device)).cpu() for split in (train, test))
             print(f"10-NN accuracy {metrics.knn_accuracy(known, train.labels, new, test.labels):.3f}")

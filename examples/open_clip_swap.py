@@ -9,6 +9,7 @@ output_dict=True)` for the model. Offline it starts from random weights; the BPE
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import open_clip
@@ -35,12 +36,26 @@ def swap_heads(model: nn.Module, width: int = WIDTH) -> None:
     # --- swap: `visual.proj` is a Parameter, so the head follows the tower, which keeps all its attributes
     model.visual.add_module("ssl_head", nn.Sequential(NonNegProjection(width, 2 * width, width), Floor()))
     model.visual.register_forward_hook(through_head)
+    model.visual.lock = partial(lock_image, model.visual)
+    model.lock_text_tower = partial(lock_text, model)
     # --- swap: `text_projection` is a Parameter too; open_clip calls it only if it is an nn.Linear, and this one is
     weight = model.text_projection.detach().T
     del model.text_projection
     model.text_projection = NonNegLinear(weight.shape[1], width)
     model.text_projection.weight.data.copy_(weight)
     model.text_projection.register_forward_hook(no_empty_row)
+
+
+def lock_image(visual: nn.Module, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
+    """Of `--lock-image`: the pretrained tower is frozen; the head in it, which is new, goes on learning."""
+    type(visual).lock(visual, unlocked_groups, freeze_bn_stats)
+    visual.ssl_head.requires_grad_(True)
+
+
+def lock_text(model: nn.Module, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
+    """Of `--lock-text`, likewise."""
+    type(model).lock_text_tower(model, unlocked_layers, freeze_layer_norm)
+    model.text_projection.requires_grad_(True)
 
 
 def through_head(visual: nn.Module, inputs: tuple[Tensor, ...], features: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from common import contents_of, read, write
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
@@ -47,14 +48,13 @@ def pairs(size: int = 64, root: Path = Path("runs/openmoji"), limit: int | None 
     require(PACKAGES)
     path = root / f"pairs-{size}px{'' if limit is None else f'-{limit}'}.pt"
     if path.exists():
-        return Pairs(*torch.load(path))
+        with contents_of(path):
+            return Pairs(*read(path))
     chosen = spread(catalogue())[:limit]
     images = torch.stack([draw(svg, size) for svg, _ in tqdm(chosen, desc="drawing emoji", leave=False)])
     names = [name for _, name in chosen]
     drawn = Pairs(images, names, [concept(name) for name in names], [group(svg) for svg, _ in chosen])
-    root.mkdir(parents=True, exist_ok=True)
-    torch.save(tuple(drawn), path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)  # a run that is stopped leaves no half-written file
+    write(tuple(drawn), path)
     return drawn
 
 

@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import Checkpoint, check_device, check_picture, interrupt_after_step, one_line_errors
 from images import Split, augment, load, pixels
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -127,45 +124,6 @@ def small_convnet(channels: int) -> nn.Module:
 
 
 # --------------------------------------------------------------------------------------------------------- training
-@contextmanager
-def interrupt_after_step() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event in place of cutting a training step in two."""
-    event = threading.Event()
-    previous = signal.signal(signal.SIGINT, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-class Checkpoint:
-    """How far every arm has come, in one file. Without a path nothing is kept."""
-
-    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
-        self.path, self.content = path, {"settings": settings, "arms": {}}
-        if path is not None and path.exists():
-            saved = torch.load(path, map_location="cpu")
-            if saved["settings"] != settings:
-                raise ValueError(f"{path} was written with {saved['settings']}, not with {settings}; name another file")
-            self.content = saved
-
-    def restore(self, arm: str, stateful: dict[str, Any]) -> tuple[int, float]:
-        saved = self.content["arms"].get(arm, {"step": 0, "seconds": 0.0})
-        for name in stateful.keys() & saved.keys():
-            stateful[name].load_state_dict(saved[name])
-        return saved["step"], saved["seconds"]
-
-    def save(self, arm: str, stateful: dict[str, Any], step: int, seconds: float) -> None:
-        if self.path is None:
-            return
-        states = {name: value.state_dict() for name, value in stateful.items()}
-        self.content["arms"][arm] = {"step": step, "seconds": seconds, **states}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(self.path.name + ".part")
-        torch.save(self.content, part)
-        os.replace(part, self.path)  # a crash while writing leaves the previous file whole
-
-
 def warmup_then_cosine(progress: float) -> float:
     return min(progress / 0.1 + 0.01, 0.5 + 0.5 * math.cos(math.pi * progress))
 
@@ -284,40 +242,45 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def check(args: argparse.Namespace, images: int) -> None:
-    for name in ("epochs", "lr", "temperature"):
-        if not getattr(args, name) > 0:
-            raise ValueError(f"--{name} must be positive, got {getattr(args, name)}")
-    try:
-        torch.zeros(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {args.device} cannot be used here: {str(error).splitlines()[0]}") from None
-    if not 2 <= args.batch_size <= images:
-        raise ValueError(f"--batch-size must lie between 2 and the {images} training images, got {args.batch_size}")
+def check(args: argparse.Namespace) -> None:
+    """What can be refused before anything is read."""
+    for name in ("image_size", "epochs", "lr", "temperature"):
+        if not 0 < getattr(args, name) < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
+    check_device(args.device)
+    if args.picture is not None:
+        check_picture(args.picture)
+
+
+def check_batch(batch_size: int, images: int) -> None:
+    if not 2 <= batch_size <= images:
+        raise ValueError(f"--batch-size must lie between 2 and the {images} training images, got {batch_size}")
+    if images < 10:
+        raise ValueError(f"10-NN accuracy needs 10 training images, and there are {images}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    settings = {
-        name: getattr(args, name)
-        for name in ("data", "image_size", "epochs", "batch_size", "lr", "temperature", "seed")
-    }
     try:
-        train_split, test_split = load(args.data, args.root, args.download, args.image_size)
-        check(args, len(train_split.images))
-        checkpoint = Checkpoint(args.checkpoint, settings)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    rows, shown = {}, {}
-    try:
-        for arm in args.arms:
-            model, seconds = train(arm, train_split, args, checkpoint)
-            row, *shown[arm] = evaluate(model, train_split, test_split, args.device)
-            rows[TITLES[arm]] = [*row, f"{seconds:.0f}"]
+        with one_line_errors():
+            run(args)
     except KeyboardInterrupt:
         kept = f"{args.checkpoint} continues with the same command" if args.checkpoint else "nothing was kept"
         print(f"\ninterrupted: {kept}", file=sys.stderr)
         sys.exit(130)
+
+
+def run(args: argparse.Namespace) -> None:
+    check(args)
+    names = ("data", "image_size", "epochs", "batch_size", "lr", "temperature", "seed")
+    checkpoint = Checkpoint(args.checkpoint, {name: getattr(args, name) for name in names})
+    train_split, test_split = load(args.data, args.root, args.download, args.image_size)
+    check_batch(args.batch_size, len(train_split.images))
+    rows, shown = {}, {}
+    for arm in args.arms:
+        model, seconds = train(arm, train_split, args, checkpoint)
+        row, *shown[arm] = evaluate(model, train_split, test_split, args.device)
+        rows[TITLES[arm]] = [*row, f"{seconds:.0f}"]
     print(markdown(rows, COLUMNS))
     if args.picture:
         draw(shown, test_split, args.picture)

@@ -1,0 +1,141 @@
+"""What the examples share: mistakes that end in one line, checkpoints that are whole, and say what they are not."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A ValueError is a user's mistake: it ends the program in one line, without a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+@contextmanager
+def interrupt_after_step() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event in place of cutting a training step in two."""
+    event = threading.Event()
+    previous = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def check_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
+
+
+def check_picture(path: Path) -> None:
+    """What would fail only when the picture is written, after the training."""
+    if path.suffix not in (".png", ".pdf", ".svg", ".jpg"):
+        raise ValueError(f"--picture must end in .png, .pdf, .svg or .jpg, got {path}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--picture needs matplotlib: pip install 'ssl-heads[plots]'")
+    writable_folder(path)
+
+
+# ------------------------------------------------------------------------------------------------------- checkpoints
+class Refused(ValueError):
+    """A file that this run cannot take; the message names it."""
+
+
+def writable_folder(path: Path) -> None:
+    """Make the folder of a file that will be written, now rather than after an hour."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"{path} cannot be written: {error}") from error
+    if path.is_dir():
+        raise Refused(f"{path} is a folder; name a file")
+    if not os.access(path.parent, os.W_OK):
+        raise Refused(f"{path} cannot be written: no permission in {path.parent}")
+
+
+def read(path: Path) -> Any:
+    """What `write` wrote, its tensors on the CPU: no other object is unpickled."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # an empty file, half a file and a foreign one each raise something else
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise Refused(f"{path} is broken or no file of this example; remove it or name another ({why})") from error
+
+
+def write(content: Any, path: Path) -> None:
+    """To a side file, which is then moved: whoever dies while writing leaves the previous file whole."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        raise Refused(f"{path} cannot be written: {error}") from error
+
+
+@contextmanager
+def contents_of(path: Path) -> Iterator[None]:
+    """Whatever fails while a checkpoint is taken apart and loaded is the file's fault, and names it."""
+    try:
+        yield
+    except Refused:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise Refused(f"{path} does not fit what is trained here; remove it or name another ({why})") from error
+
+
+def same_settings(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
+    """Every setting of which the checkpoint has another value, one by one."""
+    names = [name for name in {**given, **saved} if saved.get(name) != given.get(name)]
+    if names:
+        other = "; ".join(f"with {n!r}: {saved.get(n)!r}, not with {n!r}: {given.get(n)!r}" for n in names)
+        raise Refused(f"{path} was written {other}; name another file, or give the same settings")
+
+
+class Checkpoint:
+    """How far every arm has come, in one file. Without a path nothing is kept."""
+
+    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
+        self.path, self.content = path, {"settings": settings, "arms": {}}
+        if path is None:
+            return
+        writable_folder(path)
+        if path.exists():
+            saved = read(path)
+            with contents_of(path):
+                written_with, arms = dict(saved["settings"]), dict(saved["arms"])
+                same_settings(path, written_with, settings)
+            self.content["arms"] = arms
+
+    def restore(self, arm: str, stateful: dict[str, Any]) -> tuple[int, float]:
+        if self.path is None or arm not in self.content["arms"]:
+            return 0, 0.0
+        with contents_of(self.path):
+            saved = self.content["arms"][arm]
+            for name, value in stateful.items():
+                value.load_state_dict(saved[name])
+            return int(saved["step"]), float(saved["seconds"])
+
+    def save(self, arm: str, stateful: dict[str, Any], step: int, seconds: float) -> None:
+        if self.path is None:
+            return
+        states = {name: value.state_dict() for name, value in stateful.items()}
+        self.content["arms"][arm] = {"step": step, "seconds": seconds, **states}
+        write(self.content, self.path)
