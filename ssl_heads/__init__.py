@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_heads import adapters, functional, metrics
+from ssl_heads import adapters, functional, metrics, plots
 from ssl_heads.heads import (
     BayesianGate,
     CanonicalEmbedding,
@@ -71,4 +71,5 @@ __all__ = [
     "functional",
     "metrics",
     "param_groups",
+    "plots",
 ]

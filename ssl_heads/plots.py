@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,7 +12,20 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ssl_heads.functional.normalize import safe_normalize
+from ssl_heads._check import positive
+from ssl_heads._images import as_images
+from ssl_heads.metrics._inputs import (
+    ArrayLike,
+    as_classes,
+    as_integers,
+    as_labels,
+    as_matrix,
+    as_tensor,
+    finite,
+    refuse_rows_that_are_not_finite,
+    whole,
+)
+from ssl_heads.metrics._rows import EPS, unit_rows
 from ssl_heads.metrics.activation import expected_activation
 
 if TYPE_CHECKING:
@@ -19,16 +33,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FRAME, MARGIN = 0.1, 0.03  # of an image's height
-EPS = 1e-5  # a normalised activation above it is active
 
 
 class ModalClass(NamedTuple):
     """The most frequent class of the images that activate a dimension.
 
     Attributes:
-        label: the class; -1 for a dimension that no image activates.
+        label: the class; -1 for a dimension that no image with a class activates.
         share: its share of these images, NaN for none.
-        support: the number of these images.
+        support: the number of these images; -1 if the activation holds NaN or infinity.
     """
 
     label: int
@@ -37,43 +50,47 @@ class ModalClass(NamedTuple):
 
 
 @torch.no_grad()
-def modal_class(activation: Tensor, labels: Tensor, *, eps: float = EPS) -> ModalClass:
+def modal_class(activation: ArrayLike, labels: ArrayLike, *, eps: float = EPS) -> ModalClass:
     r"""Most frequent class among the samples whose activation exceeds ``eps``; negative activations do not count.
 
     Args:
         activation: ``(n,)``, one dimension of normalised embeddings.
-        labels: ``(n,)``, classes 0, 1, ...
+        labels: ``(n,)``, classes 0, 1, ...; samples with -1 have no class and are left out.
         eps: activation above which a sample is active.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ, or labels are not integers.
 
     Example:
         >>> modal_class(torch.tensor([0.5, 0.2, 0.1, -0.9]), torch.tensor([7, 7, 1, 1]))
         ModalClass(label=7, share=0.6666666666666666, support=3)
     """
-    if activation.shape != labels.shape or labels.dim() != 1:
-        shapes = f"{tuple(activation.shape)} and {tuple(labels.shape)}"
+    positive("eps", eps)
+    strength, classes = as_tensor("activation", activation).cpu(), as_classes("labels", labels).cpu()
+    if strength.shape != classes.shape:
+        shapes = f"{tuple(strength.shape)} and {tuple(classes.shape)}"
         raise ValueError(f"expected activation (n,) and labels (n,); got {shapes}")
-    active = labels[activation > eps]
-    if len(active) == 0:
-        return ModalClass(-1, float("nan"), 0)
-    counts = active.bincount()
-    label = int(counts.argmax())
-    return ModalClass(label, int(counts[label]) / len(active), len(active))
+    if not finite(strength):
+        return ModalClass(-1, math.nan, -1)
+    found, counts = torch.unique(classes[(strength > eps) & (classes >= 0)], return_counts=True)
+    if len(found) == 0:
+        return ModalClass(-1, math.nan, 0)
+    most, support = counts.argmax(), int(counts.sum())
+    return ModalClass(int(found[most]), int(counts[most]) / support, support)
 
 
 def top_activating(
-    images: Tensor,
-    embeddings: Tensor,
-    labels: Tensor | None = None,
+    images: ArrayLike,
+    embeddings: ArrayLike,
+    labels: ArrayLike | None = None,
     *,
-    dims: Sequence[int] | Tensor | None = None,
+    dims: ArrayLike | None = None,
     num_images: int = 8,
     num_spread: int = 0,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | Mapping[int, str] | None = None,
     title: str | None = None,
     ax: Axes | None = None,
+    eps: float = EPS,
 ) -> tuple[Figure, Axes]:
     r"""Show the images that activate each dimension most, one row a dimension, the strongest on the left.
 
@@ -82,50 +99,64 @@ def top_activating(
     The strongest images alone flatter a dimension: many look like one class at their extreme and fire for all of them.
     ``num_spread`` more images, right of a gap, are taken at even distances from the other images that activate the
     dimension, down to the weakest. Only positive activations count, so that signed embeddings are judged by the same
-    rule as non-negative ones; a place stays empty where too few images activate the dimension.
+    rule as non-negative ones; a place stays empty where too few images activate the dimension. The row of a dimension
+    that none activates says whether it is negative on some images or silent on all.
 
     With labels, the colour of an image's frame is its class, and a row's name tells the modal class of *all* images
-    that activate the dimension, its share of them, and their number.
+    that activate the dimension, its share of them, and their number. Images of label -1 have no class, and no frame.
 
     Args:
-        images: ``(n, c, h, w)``, one or three channels, uint8 or floats in [0, 1].
+        images: ``(n, c, h, w)`` or ``(n, h, w, c)`` with one or three channels, or ``(n, h, w)``; values in [0, 1] or
+            [0, 255]. Or a list of Pillow's images, of one size.
         embeddings: ``(n, d)``, signed or not; rows are normalised here.
-        labels: ``(n,)``, classes 0, 1, ...
+        labels: ``(n,)``, classes 0, 1, ..., or -1 for none.
         dims: the dimensions to show, in this order; ``None`` takes the eight of largest
             :func:`ssl_heads.metrics.expected_activation`.
         num_images: the strongest images of a row.
         num_spread: images of a row from the rest of those that activate it.
-        class_names: what to call the classes; ``None`` takes their numbers.
+        class_names: what to call the classes, a name for each that occurs; ``None`` takes their numbers.
         title: over the picture.
         ax: axes to draw on; ``None`` makes a figure.
+        eps: a normalised entry above it is an activation.
 
     Returns:
         The figure and its axes.
 
     Raises:
         ImportError: if matplotlib is missing.
-        ValueError: if the shapes do not fit, a dimension does not exist, or a number of images is out of range.
+        ValueError: if the shapes do not fit, a row of the embeddings holds NaN or infinity, images are in no range that
+            is known, a dimension does not exist, a class has no name, or a number of images is out of range.
 
     Example:
         >>> fig, ax = top_activating(torch.rand(100, 1, 28, 28), torch.rand(100, 64), torch.arange(100) % 10)
         >>> fig.savefig("dimensions.png")  # doctest: +SKIP
     """
     plt = _pyplot()
-    _check_shapes(images, embeddings, labels, num_images, num_spread)
-    rows = expected_activation(embeddings).order[:8].tolist() if dims is None else torch.as_tensor(dims).tolist()
-    if not rows or not all(0 <= j < embeddings.shape[1] for j in rows):
-        raise ValueError(f"dims must lie in 0..{embeddings.shape[1] - 1} and name at least one dimension; got {rows}")
+    num_images, num_spread = whole("num_images", num_images, least=1), whole("num_spread", num_spread, least=0)
+    positive("eps", eps)
+    pixels, white = as_images(images)
+    z = as_matrix("embeddings", embeddings)
+    if len(z) != len(pixels):
+        shapes = f"embeddings {tuple(z.shape)} and images {tuple(pixels.shape)}"
+        raise ValueError(f"expected embeddings (n, d), a row an image; got {shapes}")
+    refuse_rows_that_are_not_finite("embeddings", z)
+    classes = None if labels is None else as_labels("labels", labels, "embeddings", z).cpu()
+    if classes is not None:
+        _check_names(class_names, classes)
+    rows = expected_activation(z).order[:8].tolist() if dims is None else as_integers("dims", dims).flatten().tolist()
+    if not rows or not all(0 <= j < z.shape[1] for j in rows):
+        raise ValueError(f"dims must lie in 0..{z.shape[1] - 1} and name at least one dimension; got {rows}")
 
-    activation = safe_normalize(embeddings.detach().float())[:, rows].cpu()
-    index = torch.stack([_strongest_and_spread(a, num_images, num_spread) for a in activation.unbind(dim=1)])
+    activation = unit_rows(z)[:, rows].cpu()
+    index = torch.stack([_strongest_and_spread(a, num_images, num_spread, eps) for a in activation.unbind(dim=1)])
     empty = index < 0
-    thumbnails = _thumbnails(images.cpu()[index.clamp(min=0)])
-    modal = None
-    if labels is not None:
-        labels = labels.cpu()
-        modal = [modal_class(a, labels) for a in activation.unbind(dim=1)]
-        thumbnails = _framed(thumbnails, class_colours(int(labels.max()) + 1)[labels[index.clamp(min=0)]])
+    thumbnails = _thumbnails(pixels[index.clamp(min=0).to(pixels.device)], white)
+    if classes is not None:
+        nothing = torch.ones(1, 3, device="cpu")  # -1, no class, is the last of the colours
+        colours = torch.cat([class_colours(int(classes.max()) + 1), nothing])
+        thumbnails = _framed(thumbnails, colours[classes[index.clamp(min=0)]])
     thumbnails[empty] = 1.0
+    names = [_name(j, a, classes, class_names, eps) for j, a in zip(rows, activation.unbind(dim=1), strict=True)]
 
     if ax is None:
         columns = num_images + num_spread
@@ -133,14 +164,13 @@ def top_activating(
     picture = _montage(thumbnails, num_images)
     ax.imshow(picture.numpy(), interpolation="nearest")
     height = picture.shape[0] / len(rows)
-    ax.set_yticks([(r + 0.5) * height for r in range(len(rows))], _names(rows, modal, class_names))
+    ax.set_yticks([(r + 0.5) * height for r in range(len(rows))], names)
     ax.set_xticks([])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     if title is not None:
         ax.set_title(title)
-    figure: Figure = ax.get_figure(root=True)  # type: ignore[assignment]
-    return figure, ax
+    return ax.figure.figure, ax  # of a part of a figure, the whole
 
 
 def class_colours(num_classes: int) -> Tensor:
@@ -152,18 +182,19 @@ def class_colours(num_classes: int) -> Tensor:
     """
     colours = import_module("matplotlib").colormaps
     if num_classes <= 10:
-        return torch.tensor(colours["tab10"].colors)[:num_classes]
+        return torch.tensor(colours["tab10"].colors, device="cpu")[:num_classes]
     return torch.from_numpy(colours["gist_rainbow"].resampled(num_classes)(range(num_classes))[:, :3]).float()
 
 
-def _strongest_and_spread(activation: Tensor, num_images: int, num_spread: int) -> Tensor:
+def _strongest_and_spread(activation: Tensor, num_images: int, num_spread: int, eps: float) -> Tensor:
     """Indices of the strongest samples, then of samples at even ranks among the other active ones; -1 for none left."""
-    order = activation.argsort(descending=True, stable=True)[: int((activation > EPS).sum())]
+    order = activation.argsort(descending=True, stable=True)[: int((activation > eps).sum())]
     rest = order[num_images:]
-    ranks = torch.linspace(0, len(rest) - 1, num_spread).round().long() if len(rest) > num_spread else slice(None)
-    index = torch.full((num_images + num_spread,), -1)
+    if len(rest) > num_spread:
+        rest = rest[torch.linspace(0, len(rest) - 1, num_spread, device="cpu").round().long()]
+    index = torch.full((num_images + num_spread,), -1, device="cpu")
     index[: len(order[:num_images])] = order[:num_images]
-    index[num_images : num_images + len(rest[ranks])] = rest[ranks]
+    index[num_images : num_images + len(rest)] = rest
     return index
 
 
@@ -174,26 +205,19 @@ def _pyplot() -> ModuleType:
         raise ImportError("ssl_heads.plots needs matplotlib: pip install 'ssl-heads[plots]'") from error
 
 
-def _check_shapes(images: Tensor, embeddings: Tensor, labels: Tensor | None, num_images: int, num_spread: int) -> None:
-    if images.dim() != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"expected images (n, 1 or 3, h, w); got shape {tuple(images.shape)}")
-    if embeddings.dim() != 2 or len(embeddings) != len(images) or len(images) == 0:
-        raise ValueError(
-            f"expected embeddings (n, d), a row an image, and n > 0; got embeddings {tuple(embeddings.shape)} and "
-            f"images {tuple(images.shape)}"
-        )
-    if labels is not None and labels.shape != embeddings.shape[:1]:
-        raise ValueError(f"expected labels ({len(embeddings)},), one an image; got shape {tuple(labels.shape)}")
-    if num_images < 1:
-        raise ValueError(f"num_images must be at least 1, got {num_images}")
-    if num_spread < 0:
-        raise ValueError(f"num_spread must not be negative, got {num_spread}")
+def _check_names(class_names: Sequence[str] | Mapping[int, str] | None, classes: Tensor) -> None:
+    """Each class that occurs has a name."""
+    if class_names is None:
+        return
+    known = class_names.keys() if isinstance(class_names, Mapping) else range(len(class_names))
+    nameless = [c for c in torch.unique(classes).tolist() if c >= 0 and c not in known]
+    if nameless:
+        raise ValueError(f"class_names has no name for class {nameless[0]}: it names {len(known)}, got {class_names!r}")
 
 
-def _thumbnails(images: Tensor) -> Tensor:
-    """Images of any kind (row, column, c, h, w) as RGB (row, column, h, w, 3) in [0, 1] on the CPU."""
-    values = images.cpu().float() / 255 if images.dtype == torch.uint8 else images.detach().cpu().float().clamp(0, 1)
-    values = rearrange(values, "row column c h w -> row column h w c")
+def _thumbnails(images: Tensor, white: float) -> Tensor:
+    """Images (row, column, c, h, w) as RGB (row, column, h, w, 3) in [0, 1] on the CPU."""
+    values = rearrange((images.cpu().float() / white).clamp(0, 1), "row column c h w -> row column h w c")
     return values.expand(*values.shape[:-1], 3).contiguous()
 
 
@@ -220,14 +244,21 @@ def _montage(thumbnails: Tensor, num_images: int) -> Tensor:
     return torch.cat([strongest, gap, spread], dim=1)
 
 
-def _names(rows: list[int], modal: list[ModalClass] | None, class_names: Sequence[str] | None) -> list[str]:
-    if modal is None:
-        return [f"dim {j}" for j in rows]
-    return [f"dim {j}\n{_describe(m, class_names)}" for j, m in zip(rows, modal, strict=True)]
-
-
-def _describe(modal: ModalClass, class_names: Sequence[str] | None) -> str:
+def _name(
+    dim: int,
+    activation: Tensor,
+    classes: Tensor | None,
+    class_names: Sequence[str] | Mapping[int, str] | None,
+    eps: float,
+) -> str:
+    """What a row is called: its dimension, and the modal class or the reason why it is empty."""
+    support = int((activation > eps).sum())
+    if support == 0:
+        return f"dim {dim}\n{'only negative' if bool((activation < -eps).any()) else 'never active'}"
+    if classes is None:
+        return f"dim {dim}"
+    modal = modal_class(activation, classes, eps=eps)
     if modal.support == 0:
-        return "never active"
+        return f"dim {dim}\nno label on {support}"
     name = str(modal.label) if class_names is None else class_names[modal.label]
-    return f"{name}: {modal.share:.0%} of {modal.support}"
+    return f"dim {dim}\n{name}: {modal.share:.0%} of {modal.support}"

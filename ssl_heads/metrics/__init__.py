@@ -1,4 +1,11 @@
-"""Numbers about embeddings."""
+"""Numbers about embeddings.
+
+Each takes tensors on any device, NumPy arrays and lists, in any precision. Three rules hold for all:
+
+- A dimension is active on a row if its magnitude exceeds ``eps`` after the row is normalised.
+- NaN or infinity in a row makes every number NaN. An order of dimensions, or a count, is then -1.
+- A label of -1 means none: the row is left out.
+"""
 
 from __future__ import annotations
 

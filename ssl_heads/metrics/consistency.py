@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssl_heads.functional.normalize import safe_normalize
-from ssl_heads.metrics import _check
+from ssl_heads._check import positive
+from ssl_heads.metrics._inputs import ArrayLike, finite, labelled, whole
+from ssl_heads.metrics._rows import EPS, active
 from ssl_heads.metrics.chance import expected_modal_share
 
 
@@ -32,7 +33,9 @@ class ClassConsistency(NamedTuple):
 
 
 @torch.no_grad()
-def class_consistency(features: Tensor, labels: Tensor, *, eps: float = 1e-5, min_support: int = 1) -> ClassConsistency:
+def class_consistency(
+    features: ArrayLike, labels: ArrayLike, *, eps: float = EPS, min_support: int = 1
+) -> ClassConsistency:
     r"""Share of the most frequent class among the samples that activate a dimension.
 
     .. math::
@@ -50,13 +53,13 @@ def class_consistency(features: Tensor, labels: Tensor, *, eps: float = 1e-5, mi
     evidence.
 
     Args:
-        features: ``(n, d)``; rows are normalised here.
-        labels: ``(n,)``, classes 0, 1, ...
+        features: ``(n, d)``; rows are normalised here. With NaN or infinity every number is NaN, and the support -1.
+        labels: ``(n,)``, classes 0, 1, ...; rows with -1 have no label and are left out.
         eps: magnitude of a normalised entry above which a dimension is active.
         min_support: least support of a counted dimension, at least 1.
 
     Raises:
-        ValueError: on shapes, devices or labels that do not fit, ``eps`` not positive or ``min_support`` below 1.
+        ValueError: on shapes or labels that do not fit, ``eps`` not positive or ``min_support`` below 1.
 
     Reference:
         Non-negative Contrastive Learning (ICLR 2024), section 5; the released code's |.| test.
@@ -65,14 +68,15 @@ def class_consistency(features: Tensor, labels: Tensor, *, eps: float = 1e-5, mi
         >>> class_consistency(torch.eye(4).repeat(2, 1), torch.arange(4).repeat(2)).mean
         1.0
     """
-    _check.labelled("features", features, "labels", labels)
-    _check.positive("eps", eps)
-    if min_support < 1:
-        raise ValueError(f"min_support must be at least 1, got {min_support}")
-    active = safe_normalize(features.float(), eps=0.0).abs() > eps
-    classes, y = torch.unique(labels, return_inverse=True)
-    counts = torch.zeros(len(classes), features.shape[1], dtype=torch.int64, device=features.device)
-    counts = counts.index_add_(0, y, active.long()).cpu()
+    x, y = labelled("features", features, "labels", labels)
+    positive("eps", eps)
+    min_support = whole("min_support", min_support, least=1)
+    if not finite(x):
+        unknown = torch.full(x.shape[1:], math.nan, dtype=torch.float64, device="cpu")
+        return ClassConsistency(math.nan, math.nan, math.nan, unknown, torch.full_like(unknown, -1, dtype=torch.int64))
+    classes, y = torch.unique(y, return_inverse=True)
+    counts = torch.zeros(len(classes), x.shape[1], dtype=torch.int64, device=x.device)
+    counts = counts.index_add_(0, y, active(x, eps).long()).cpu()
 
     support = counts.sum(dim=0)
     share = counts.amax(dim=0).double() / support

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssl_heads.metrics import _check
+from ssl_heads.metrics._inputs import ArrayLike, as_matrix, finite
 from ssl_heads.metrics._optional import optional
+from ssl_heads.metrics.identifiability import refuse_constant
 
 
 class DCI(NamedTuple):
@@ -28,7 +29,7 @@ class DCI(NamedTuple):
     importance: Tensor
 
 
-def dci(embeddings: Tensor, factors: Tensor, *, seed: int = 0) -> DCI:
+def dci(embeddings: ArrayLike, factors: ArrayLike, *, seed: int = 0) -> DCI:
     r"""Predict each factor by gradient-boosted trees and look at which dimensions they use.
 
     .. math::
@@ -39,11 +40,11 @@ def dci(embeddings: Tensor, factors: Tensor, *, seed: int = 0) -> DCI:
 
     Args:
         embeddings: ``(n, d)``, in an order that has nothing to do with the factors.
-        factors: ``(n, k)``, continuous.
+        factors: ``(n, k)``, continuous. With NaN or infinity in either, every number is NaN.
         seed: of the trees.
 
     Raises:
-        ValueError: if the numbers of rows differ or there are fewer than four.
+        ValueError: if the numbers of rows differ, there are fewer than four, or a factor does not vary.
         ImportError: if scikit-learn is missing.
 
     Reference:
@@ -54,21 +55,24 @@ def dci(embeddings: Tensor, factors: Tensor, *, seed: int = 0) -> DCI:
         >>> dci(s, s).disentanglement > 0.9
         True
     """
-    _check.features("embeddings", embeddings)
-    _check.features("factors", factors)
-    n = len(embeddings)
-    if len(factors) != n or n < 4:
+    z, s = as_matrix("embeddings", embeddings).cpu().double(), as_matrix("factors", factors).cpu().double()
+    n = len(z)
+    if len(s) != n or n < 4:
         raise ValueError(
             "embeddings and factors must hold the same four samples or more, got shapes "
-            f"{tuple(embeddings.shape)} and {tuple(factors.shape)}"
+            f"{tuple(z.shape)} and {tuple(s.shape)}"
         )
+    if not finite(z, s):
+        unknown = torch.full((z.shape[1], s.shape[1]), math.nan, dtype=torch.float64, device="cpu")
+        return DCI(math.nan, math.nan, math.nan, unknown)
+    fit, score = slice(0, n // 2), slice(n // 2, n)
+    refuse_constant(s[score])
     ensemble = optional("sklearn.ensemble", "scikit-learn", "DCI")
-    z, s = embeddings.detach().cpu().double().numpy(), factors.detach().cpu().double().numpy()
     columns, scores = [], []
-    for j in range(s.shape[1]):
-        trees = ensemble.GradientBoostingRegressor(random_state=seed).fit(z[: n // 2], s[: n // 2, j])
+    for factor in s.mT.numpy():
+        trees = ensemble.GradientBoostingRegressor(random_state=seed).fit(z[fit].numpy(), factor[fit])
         columns.append(torch.from_numpy(trees.feature_importances_))
-        scores.append(float(trees.score(z[n // 2 :], s[n // 2 :, j])))
+        scores.append(float(trees.score(z[score].numpy(), factor[score])))
     importance = torch.stack(columns, dim=1)
     return DCI(
         disentanglement=disentanglement(importance),

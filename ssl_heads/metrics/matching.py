@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from ssl_heads.metrics import _check
+from ssl_heads.metrics._inputs import ArrayLike, as_matrix, as_tensor, finite
 from ssl_heads.metrics._optional import optional
 
 Correlation = Literal["linear", "rank"]
@@ -28,7 +29,7 @@ class Matching(NamedTuple):
 
 
 @torch.no_grad()
-def absolute_correlations(a: Tensor, b: Tensor, correlation: Correlation = "linear") -> Tensor:
+def absolute_correlations(a: ArrayLike, b: ArrayLike, correlation: Correlation = "linear") -> Tensor:
     """Absolute correlation of every dimension of ``a`` with every dimension of ``b``.
 
     Args:
@@ -37,10 +38,11 @@ def absolute_correlations(a: Tensor, b: Tensor, correlation: Correlation = "line
         correlation: ``"linear"`` (Pearson) or ``"rank"`` (Spearman, ties share their mean rank).
 
     Returns:
-        Shape ``(p, q)``, float64, on the CPU. A constant dimension correlates with nothing: 0.
+        Shape ``(p, q)``, float64, on the CPU. A constant dimension correlates with nothing: 0. With NaN or infinity in
+        ``a`` or ``b`` every entry is NaN.
 
     Raises:
-        ValueError: if the numbers of rows differ or the correlation is unknown.
+        ValueError: if the numbers of rows differ, there is one row, or the correlation is unknown.
 
     Example:
         >>> x = torch.tensor([[0.0, 1.0], [1.0, 5.0], [2.0, 6.0]])
@@ -48,14 +50,17 @@ def absolute_correlations(a: Tensor, b: Tensor, correlation: Correlation = "line
         tensor([[1.],
                 [1.]], dtype=torch.float64)
     """
-    _check.features("a", a)
-    _check.features("b", b)
-    if len(a) != len(b):
-        raise ValueError(f"a and b must hold the same samples, got shapes {tuple(a.shape)} and {tuple(b.shape)}")
+    x, y = as_matrix("a", a).cpu().double(), as_matrix("b", b).cpu().double()
+    if len(x) != len(y):
+        raise ValueError(f"a and b must hold the same samples, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
+    if len(x) < 2:
+        raise ValueError(f"one sample has no correlation, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
     if correlation not in get_args(Correlation):
         raise ValueError(f"correlation must be 'linear' or 'rank', got {correlation!r}")
-    a, b = (_standardised(ranks(x) if correlation == "rank" else x.detach().cpu().double()) for x in (a, b))
-    return (a.mT @ b).abs().clamp_max(1.0)
+    if not finite(x, y):
+        return x.new_full((x.shape[1], y.shape[1]), math.nan)
+    x, y = (_standardised(ranks(v) if correlation == "rank" else v) for v in (x, y))
+    return (x.mT @ y).abs().clamp_max(1.0)
 
 
 def _standardised(x: Tensor) -> Tensor:
@@ -86,7 +91,7 @@ def ranks(x: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def match_by_search(a: Tensor, b: Tensor, correlation: Correlation = "linear") -> Matching:
+def match_by_search(a: ArrayLike, b: ArrayLike, correlation: Correlation = "linear") -> Matching:
     r"""Pair the dimensions of two embeddings one to one, so that the sum of absolute correlations is largest.
 
     .. math:: \max_\pi \frac{1}{q}\sum_{j=1}^{q} |\rho(a_{\pi(j)}, b_j)|
@@ -100,10 +105,10 @@ def match_by_search(a: Tensor, b: Tensor, correlation: Correlation = "linear") -
         correlation: ``"linear"`` or ``"rank"``.
 
     Returns:
-        One pair for each dimension of ``b``, in its order.
+        One pair for each dimension of ``b``, in its order. With NaN or infinity every number is NaN, and the order -1.
 
     Raises:
-        ValueError: if the numbers of rows differ or the correlation is unknown.
+        ValueError: if the numbers of rows differ, there is one row, or the correlation is unknown.
         ImportError: if scipy is missing.
 
     Example:
@@ -112,16 +117,22 @@ def match_by_search(a: Tensor, b: Tensor, correlation: Correlation = "linear") -
         tensor([1, 2, 0])
     """
     table = absolute_correlations(a, b, correlation)
+    if not finite(table):
+        return _unknown(table.shape[1])
     optimize = optional("scipy.optimize", "scipy", "the search for a matching")
     rows, columns = optimize.linear_sum_assignment(table.numpy(), maximize=True)
-    order = torch.full((table.shape[1],), -1, dtype=torch.int64)
-    order[torch.as_tensor(columns)] = torch.as_tensor(rows)
+    order = torch.full(table.shape[1:], -1, dtype=torch.int64, device="cpu")
+    order[torch.from_numpy(columns)] = torch.from_numpy(rows)
     found = table.gather(0, order.clamp_min(0)[None])[0].where(order >= 0, 0.0)
     return Matching(float(found.mean()), found, order)
 
 
 def match_by_importance(
-    a: Tensor, importance_a: Tensor, b: Tensor, importance_b: Tensor, correlation: Correlation = "linear"
+    a: ArrayLike,
+    importance_a: ArrayLike,
+    b: ArrayLike,
+    importance_b: ArrayLike,
+    correlation: Correlation = "linear",
 ) -> Matching:
     """Pair the j-th most important dimension of one embedding with the j-th of the other: nothing is searched.
 
@@ -136,7 +147,8 @@ def match_by_importance(
         correlation: ``"linear"`` or ``"rank"``.
 
     Returns:
-        One pair for each dimension, the most important first.
+        One pair for each dimension, the most important first. With NaN or infinity anywhere every number is NaN, and
+        the order -1.
 
     Raises:
         ValueError: if shapes do not fit or the correlation is unknown.
@@ -146,11 +158,22 @@ def match_by_importance(
         >>> match_by_importance(z, s, -z[:, [2, 0, 1]], s[[2, 0, 1]]).order
         tensor([0, 1, 2])
     """
-    if importance_a.shape != a.shape[1:] or importance_b.shape != b.shape[1:] or a.shape != b.shape:
+    x, y = as_matrix("a", a), as_matrix("b", b)
+    score_x, score_y = as_tensor("importance_a", importance_a).cpu(), as_tensor("importance_b", importance_b).cpu()
+    if score_x.shape != x.shape[1:] or score_y.shape != y.shape[1:] or x.shape != y.shape:
         raise ValueError(
-            f"expected two embeddings (n, d), each with importance (d,); got {tuple(a.shape)} with "
-            f"{tuple(importance_a.shape)} and {tuple(b.shape)} with {tuple(importance_b.shape)}"
+            f"expected two embeddings (n, d), each with importance (d,); got {tuple(x.shape)} with "
+            f"{tuple(score_x.shape)} and {tuple(y.shape)} with {tuple(score_y.shape)}"
         )
-    order_a, order_b = (s.detach().cpu().argsort(descending=True, stable=True) for s in (importance_a, importance_b))
-    found = absolute_correlations(a, b, correlation)[order_a, order_b]
-    return Matching(float(found.mean()), found, order_a)
+    table = absolute_correlations(x, y, correlation)
+    if not finite(table, score_x, score_y):
+        return _unknown(x.shape[1])
+    order_x, order_y = (s.argsort(descending=True, stable=True) for s in (score_x, score_y))
+    found = table[order_x, order_y]
+    return Matching(float(found.mean()), found, order_x)
+
+
+def _unknown(count: int) -> Matching:
+    """What is known of embeddings that hold NaN."""
+    unknown = torch.full((count,), math.nan, dtype=torch.float64, device="cpu")
+    return Matching(math.nan, unknown, torch.full_like(unknown, -1, dtype=torch.int64))

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import math
 
-from ssl_heads.functional.normalize import safe_normalize
-from ssl_heads.metrics import _check
+from ssl_heads._check import positive
+from ssl_heads.metrics._inputs import ArrayLike, as_matrix, finite
+from ssl_heads.metrics._rows import EPS, active
 
 
-def sparsity(features: Tensor, eps: float = 1e-5) -> float:
+def sparsity(features: ArrayLike, eps: float = EPS) -> float:
     r"""Share of entries that are zero.
 
-    .. math:: \frac{1}{n d} \sum_{ij} 1\bigl[\,|q_{ij}| < \varepsilon\,\bigr], \qquad q_i = f_i / \lVert f_i \rVert_2
+    .. math:: \frac{1}{n d} \sum_{ij} 1\bigl[\,|q_{ij}| \le \varepsilon\,\bigr], \qquad q_i = f_i / \lVert f_i \rVert_2
 
     Args:
         features: ``(n, d)``, signed or not; rows are normalised here. A zero row is all zeros.
-        eps: magnitude of a normalised entry below which it counts as zero.
+        eps: magnitude of a normalised entry above which a dimension is active; the others count as zero.
 
     Returns:
-        A number in [0, 1]; one minus the density.
+        A number in [0, 1]; one minus the density. NaN if an entry is NaN or infinite.
 
     Raises:
-        ValueError: if ``features`` is not a non-empty floating matrix, or ``eps`` is not positive.
+        ValueError: if ``features`` is not a non-empty matrix, or ``eps`` is not positive.
 
     Reference:
         Non-negative Contrastive Learning (ICLR 2024), section 5.
@@ -31,25 +32,31 @@ def sparsity(features: Tensor, eps: float = 1e-5) -> float:
         >>> sparsity(torch.eye(4))
         0.75
     """
-    _check.features("features", features)
-    _check.positive("eps", eps)
-    zeros = int((safe_normalize(features.detach().float(), eps=0.0).abs() < eps).sum())
-    return zeros / features.numel()
+    x = as_matrix("features", features)
+    positive("eps", eps)
+    return int((~active(x, eps)).sum()) / x.numel() if finite(x) else math.nan
 
 
-def alive_dimensions(features: Tensor) -> int:
-    """Count the dimensions that are not zero on every row.
+def alive_dimensions(features: ArrayLike, eps: float = EPS) -> float:
+    r"""Count the dimensions that are active on some row.
+
+    .. math:: \sum_j \max_i 1\bigl[\,|q_{ij}| > \varepsilon\,\bigr], \qquad q_i = f_i / \lVert f_i \rVert_2
 
     Args:
-        features: ``(n, d)``.
+        features: ``(n, d)``, signed or not; rows are normalised here.
+        eps: magnitude of a normalised entry above which a dimension is active.
+
+    Returns:
+        A whole number, an int; NaN if an entry is NaN or infinite.
 
     Raises:
-        ValueError: if ``features`` is not a non-empty floating matrix.
+        ValueError: if ``features`` is not a non-empty matrix, or ``eps`` is not positive.
 
     Example:
         >>> import torch
         >>> alive_dimensions(torch.tensor([[0.0, 1.0, 0.0], [0.0, 2.0, 3.0]]))
         2
     """
-    _check.features("features", features)
-    return int((features != 0).any(dim=0).sum())
+    x = as_matrix("features", features)
+    positive("eps", eps)
+    return int(active(x, eps).any(dim=0).sum()) if finite(x) else math.nan
