@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 
-def positive(name: str, value: float | Tensor) -> None:
+def positive(name: str, value: object) -> float | Tensor:
     """A finite number above zero; a tensor is looked into only where that waits for no device and breaks no graph."""
-    if isinstance(value, Tensor):
-        scalar(name, value)
-        if not visible(value):
-            return
-        value = value.item()
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a finite number above 0, got {value}")
+    number = scalar(name, value)
+    if isinstance(number, Tensor) and not visible(number):
+        return number
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0, got {shown(value)}")
+    return number
+
+
+def fraction(name: str, value: object) -> float | Tensor:
+    """A number strictly between 0 and 1."""
+    number = scalar(name, value)
+    if not 0 < number < 1:
+        raise ValueError(f"{name} must lie strictly between 0 and 1, got {shown(value)}")
+    return number
 
 
 def visible(x: Tensor) -> bool:
@@ -25,24 +33,54 @@ def visible(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def scalar(name: str, value: float | Tensor | None) -> None:
-    """One number for the whole batch: a vector would be broadcast along whatever axis fits."""
-    if value is None or (isinstance(value, Tensor) and value.numel() != 1):
-        given = "None" if value is None else f"shape {tuple(value.shape)}"
-        raise ValueError(f"{name} must be one number, or a tensor of shape () or (1,); got {given}")
+def scalar(name: str, value: object) -> float | Tensor:
+    """One real number for the whole batch, as a float or as a floating-point tensor.
+
+    A vector would be broadcast along whatever axis fits.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool:
+        return value if value.is_floating_point() else value.float()
+    number = value
+    if not isinstance(value, (int, float, Tensor)) and getattr(value, "ndim", None) == 0:
+        number = value.item()  # type: ignore[attr-defined]  # a NumPy scalar or array
+    if isinstance(number, (int, float)) and not isinstance(number, bool):
+        return float(number)
+    raise ValueError(f"{name} must be one number, or a tensor of shape () or (1,); got {shown(value)}")
+
+
+def shown(value: object) -> object:
+    """What a message prints of a value that should have been a number."""
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return value.item() if value.numel() == 1 and visible(value) else f"{value.dtype} of shape {tuple(value.shape)}"
+
+
+def integer(name: str, value: object) -> int:
+    """A whole number that is not a truth value."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValueError(f"{name} must be an integer, got {shown(value)}")
+    return int(value)
+
+
+def at_least_one(name: str, value: object) -> int:
+    """A count or a width."""
+    count = integer(name, value)
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}")
+    return count
 
 
 def choice(name: str, value: object, options: Iterable[object]) -> None:
     """One of a fixed set of values."""
     options = tuple(options)
-    if value not in options:
+    if not (value is None or isinstance(value, str)) or value not in options:  # an array has no truth value
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}; got {value!r}")
 
 
 def tensor(name: str, x: object) -> None:
     """A tensor, and not the tuple of a head that returns more than embeddings."""
     if not isinstance(x, Tensor):
-        hint = "; pass its .embeddings" if hasattr(x, "embeddings") else ""
+        hint = "; pass its .embeddings" if hasattr(x, "embeddings") else f"; pass torch.as_tensor({name})"
         raise ValueError(f"{name} must be a tensor, got {type(x).__name__}{hint}")
 
 
@@ -86,22 +124,30 @@ def same_device(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
         raise ValueError(f"{name_a} is on {a.device} and {name_b} on {b.device}; move them to the same device")
 
 
-def integers(name: str, x: Tensor, count: int, owner: str, of: Tensor) -> None:
-    """One integer a row of another tensor."""
-    if x.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8) or x.shape != (count,):
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
+
+
+def integers(name: str, x: object, count: int, owner: str, of: Tensor) -> Tensor:
+    """One integer a row of another tensor, as int64."""
+    whole = isinstance(x, Tensor) and x.dtype in INTEGERS
+    if not isinstance(x, Tensor) or not whole or x.shape != (count,):
+        given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(
             f"{name} must hold one integer for each row of {owner}: expected shape ({count},), "
-            f"got {x.dtype} of shape {tuple(x.shape)} beside {owner} of shape {tuple(of.shape)}"
+            f"got {given} beside {owner} of shape {tuple(of.shape)}"
+            + ("" if whole else f"; pass torch.as_tensor({name}).long()")
         )
     same_device(name, x, owner, of)
+    return x.long()
 
 
-def classes(name: str, labels: Tensor, count: int) -> None:
+def classes(name: str, labels: Tensor, count: int, of: str, none: int = -1) -> None:
     """Labels from 0 to count - 1; looked at only where that waits for no device and breaks no graph."""
-    if not visible(labels) or labels.numel() == 0:
+    if not visible(labels):
         return
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= count:
         raise ValueError(
-            f"{name} must lie between 0 and {count - 1} for {count} classes, got {lowest if lowest < 0 else highest}"
+            f"{name} must be 0..{count - 1} for {count} {of}, or {none} for a row without a label; "
+            f"got {lowest if lowest < 0 else highest}"
         )

@@ -63,15 +63,18 @@ def small_views(n: int, d: int) -> Inputs:
     return {name: (0.5 * z).float().double() for name, z in views(n, d).items()}
 
 
-def ids(n: int) -> Tensor:
-    """About two samples an id."""
-    return torch.randint(0, max(1, n // 2), (n,), generator=torch.Generator().manual_seed(3))
+def ids(n: int, seed: int = 3) -> Tensor:
+    """About two samples an id, -2 among the ids, and a quarter of the samples without one."""
+    ids = torch.randint(-2, max(1, n // 2) - 2, (n,), generator=torch.Generator().manual_seed(seed))
+    ids[1::4] = -1
+    return ids
 
 
 def labels(n: int) -> Tensor:
-    """Classes of about four rows, and one row alone in its class."""
+    """Classes of about four rows, one row alone in its class, and every fifth row without one."""
     y = torch.randint(0, max(1, n // 4), (n,), generator=torch.Generator().manual_seed(4))
     y[0] = -7
+    y[4::5] = -1
     return y
 
 
@@ -117,6 +120,13 @@ CASES = (
     Case(
         "info_nce-queue",
         lambda n, d: {**queries(n, d), "queue": normal(5, 2 * n + 3, d)},
+        ours.info_nce,
+        oracles.info_nce,
+        no_gradient=("queue",),
+    ),
+    Case(
+        "info_nce-queue-ids",
+        lambda n, d: {**queries(n, d), "queue": normal(5, n, d), "ids": ids(n), "queue_ids": ids(n, 10)},
         ours.info_nce,
         oracles.info_nce,
         no_gradient=("queue",),
@@ -179,7 +189,11 @@ CASES = (
     ),
     Case(
         "nonneg_cross_entropy",
-        lambda n, d: {"features": normal(8, n, d).abs(), "weight": normal(9, 5, d), "labels": ids(n) % 5},
+        lambda n, d: {
+            "features": normal(8, n, d).abs(),
+            "weight": normal(9, 5, d),
+            "labels": torch.where(ids(n) == -1, -1, ids(n) % 5),
+        },
         ours.nonneg_cross_entropy,
         oracles.nonneg_cross_entropy,
         ("moments",),

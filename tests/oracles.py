@@ -23,6 +23,11 @@ def unit(x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def belong(a: int | Tensor, b: int | Tensor) -> bool:
+    """Whether two ids or labels say that their rows belong together; -1 says nothing."""
+    return int(a) == int(b) != -1
+
+
 def cross_entropy(positive: Tensor, others: list[Tensor]) -> Tensor:
     """``-log(e^p / (e^p + sum e^o))``."""
     return torch.logsumexp(torch.stack([positive, *others]), 0) - positive
@@ -44,7 +49,7 @@ def _nt_xent(u: Tensor, importance: Tensor, temperature: float | Tensor, ids: li
         negatives = []
         for j in range(2 * n):
             same_sample = i % n == j % n
-            if not same_sample and ids[i % n] != ids[j % n]:
+            if not same_sample and not belong(ids[i % n], ids[j % n]):
                 negatives.append(s[i][j])
         losses.append(cross_entropy(s[i][(i + n) % (2 * n)], negatives))
     return mean(losses)
@@ -77,9 +82,9 @@ def info_nce(
     losses = []
     for i in range(len(q)):
         if to_queue is not None:
-            negatives = [x for c, x in enumerate(to_queue[i]) if ids is None or ids[i] != queue_ids[c]]
+            negatives = [x for c, x in enumerate(to_queue[i]) if ids is None or not belong(ids[i], queue_ids[c])]
         else:
-            negatives = [s[i][j] for j in range(len(k)) if j != i and (ids is None or ids[i] != ids[j])]
+            negatives = [s[i][j] for j in range(len(k)) if j != i and (ids is None or not belong(ids[i], ids[j]))]
         losses.append(cross_entropy(s[i][i], negatives))
     return mean(losses)
 
@@ -118,7 +123,7 @@ def sup_con(embeddings: Tensor, labels: Tensor, temperature: float = 0.1, *, mul
     losses = []
     for i in range(n):
         everyone = [s[i][j] for j in range(n) if j != i]
-        positives = [s[i][j] for j in range(n) if j != i and y[i] == y[j]]
+        positives = [s[i][j] for j in range(n) if j != i and belong(y[i], y[j])]
         if not positives:
             continue
         denominator = torch.logsumexp(torch.stack(everyone), 0)
@@ -194,5 +199,7 @@ def nonneg_cross_entropy(features: Tensor, weight: Tensor, labels: Tensor, *, no
     logits = cells(features.double() @ w.T)
     losses = []
     for i, y in enumerate(labels.tolist()):
+        if y == -1:
+            continue
         losses.append(cross_entropy(logits[i][y], [logits[i][c] for c in range(len(w)) if c != y]))
-    return mean(losses)
+    return mean(losses) if losses else features.double().sum() * 0

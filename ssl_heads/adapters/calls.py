@@ -82,7 +82,7 @@ def total(terms: dict[str, Tensor]) -> Tensor:
 def two_views(name: str, z: Tensor, ids_name: str, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The first and the second views of a batch that holds one after the other, and the ids of their samples."""
     _check.rows(name, z)
-    _check.integers(ids_name, ids, len(z), name, z)
+    ids = _check.integers(ids_name, ids, len(z), name, z)
     if len(z) % 2:
         raise ValueError(
             f"a loss of two views takes two rows of each sample, got {name} of shape {tuple(z.shape)}; for more views, "

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ssl_heads import _check
 from ssl_heads.adapters.calls import check_takes, same_rows, takes, two_views
+from ssl_heads.functional.groups import NONE
 
 
 class MetricLearning(nn.Module):
@@ -13,7 +14,7 @@ class MetricLearning(nn.Module):
 
     A loss of embeddings and labels (`SupConLoss`, `OrthonormalAnchorRegression`) is called with them. A loss of two
     views gets the embeddings and their references, one pair a row, or, without references, the two halves of the batch
-    whose labels are equal row by row: what ``SelfSupervisedLoss`` passes.
+    whose labels are equal row by row: what ``SelfSupervisedLoss`` passes. -1 is no label: such a row belongs to nothing.
 
     Args:
         loss: A loss of embeddings and labels, or of two views.
@@ -50,6 +51,7 @@ class MetricLearning(nn.Module):
             raise ValueError(f"{name} weighs all pairs of the batch and takes no mined ones: leave the miner out")
         if labels is None:
             raise ValueError("labels are missing: they say which rows belong together")
+        _check.tensor("labels", labels)
         labels = labels.to(embeddings.device)  # as the package's own losses do
         if takes(self.loss) == "labels":
             if ref_emb is not None:
@@ -59,10 +61,14 @@ class MetricLearning(nn.Module):
                 )
             loss: Tensor = self.loss(embeddings, labels)
         elif ref_emb is None:
-            z0, z1, _ = two_views("embeddings", embeddings, "labels", labels)
+            z0, z1, labels = two_views("embeddings", embeddings, "labels", labels)
+            if _check.visible(labels) and bool((labels == NONE).any()):
+                raise ValueError(f"labels hold -1, no label, and {name} needs to know which rows are one pair")
             loss = self.loss(z0, z1)
         else:
             _check.paired("embeddings", embeddings, "ref_emb", ref_emb)
-            same_rows("labels", labels, "ref_labels", labels if ref_labels is None else ref_labels.to(labels.device))
+            ref_labels = labels if ref_labels is None else ref_labels
+            _check.tensor("ref_labels", ref_labels)
+            same_rows("labels", labels, "ref_labels", ref_labels.to(labels.device))
             loss = self.loss(embeddings, ref_emb)
         return loss

@@ -14,7 +14,7 @@ class SoloLearnSimCLR(nn.Module):
 
     ``SupConLoss(multi_positive="in")`` is solo-learn's own equation, for any number of views and for its supervised
     variant. Every other loss gets the two views of each sample; `NTXentLoss` also gets the indexes, so that equal ones
-    are never negatives.
+    are never negatives. -1 is no index: to a `SupConLoss` such a row belongs to no other.
 
     Args:
         loss: A loss of two views, or a `SupConLoss`, with a temperature: the call's takes its place, so the one in

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ssl_heads import _check
 from ssl_heads.distributed import Gather, Shard
+from ssl_heads.functional.groups import NONE, counted
 from ssl_heads.functional.normalize import safe_normalize
 from ssl_heads.similarity import promote
 
@@ -40,17 +41,17 @@ def anchor_regression(
 
     Args:
         embeddings: Shape (n, d); the rows are divided by their length.
-        labels: Integers of shape (n,), classes 0, 1, ... or ``ignore_index``.
+        labels: Integers of shape (n,), classes 0, 1, ... and -1 or ``ignore_index`` for a row without one.
         anchors: Shape (K, d), directions that get no gradient: see `class_anchors`.
         distance: ``"cosine"`` is 1 - cos, ``"euclidean"`` the length of the difference, ``"manhattan"`` its L1 norm.
-        ignore_index: The label of a row without one.
+        ignore_index: What stands for no label beside -1.
         gather: ``"none"`` takes the mean over this rank's labelled rows, ``"all"`` and ``"ring"`` over those of all
             ranks, of which each may hold another number; one count is exchanged, no embedding.
         group: The ranks that hold the batch; None is the default group.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs). Without a labelled row it is 0, still part of the graph. A zero row is
-        at distance 1 from every anchor and gets no gradient.
+        at distance 1 from every anchor and gets no gradient. A NaN makes it NaN, in a row without a label too.
 
     Raises:
         ValueError: If shapes do not fit, the distance is unknown, or a label (on the CPU, where looking is free) has
@@ -68,14 +69,13 @@ def anchor_regression(
     """
     shard = Shard.of(gather, group, embeddings)
     _check.rows("embeddings", embeddings)
-    _check.integers("labels", labels, len(embeddings), "embeddings", embeddings)
+    labels = _check.integers("labels", labels, len(embeddings), "embeddings", embeddings)
     _check.choice("distance", distance, get_args(Distance))
     _check.rows("anchors", anchors)
     _check.same_width("embeddings", embeddings, "anchors", anchors)
-    labels = labels.long()
-    labelled = labels != ignore_index
+    labelled = (labels != NONE) & (labels != ignore_index)
     index = torch.where(labelled, labels, 0)
-    _check_labels(index, len(anchors), ignore_index)
+    _check.classes("labels", index, len(anchors), "anchors", ignore_index)
 
     u = safe_normalize(promote(embeddings))
     difference = u - safe_normalize(F.embedding(index, anchors.detach().to(u.dtype)))
@@ -85,18 +85,7 @@ def anchor_regression(
     else:
         each = torch.linalg.vector_norm(difference, ord=2 if distance == "euclidean" else 1, dim=1)
     count = shard.global_sum(labelled.sum())
-    return shard.sum(torch.where(labelled, each, 0.0)) / count.clamp_min(1)
-
-
-def _check_labels(index: Tensor, classes: int, ignore_index: int) -> None:
-    if index.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    low, high = int(index.min()), int(index.max())
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"labels must be 0..{classes - 1} for {classes} anchors, or {ignore_index} for a row without a label; "
-            f"got {low if low < 0 else high}"
-        )
+    return shard.sum(counted(each, labelled)) / count.clamp_min(1)
 
 
 def class_anchors(num_classes: int, dim: int, basis: Basis = "qr", generator: torch.Generator | None = None) -> Tensor:
@@ -135,9 +124,7 @@ def class_anchors(num_classes: int, dim: int, basis: Basis = "qr", generator: to
                 [-0.5000, -0.5000,  1.0000]])
     """
     _check.choice("basis", basis, get_args(Basis))
-    for name, value in (("num_classes", num_classes), ("dim", dim)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    num_classes, dim = _check.at_least_one("num_classes", num_classes), _check.at_least_one("dim", dim)
     room = {"qr": dim, "identity": dim, "etf": dim + 1}.get(basis, num_classes)
     if num_classes > room:
         raise ValueError(
@@ -222,6 +209,5 @@ def welch_bound(num_classes: int, dim: int) -> float:
         >>> round(welch_bound(4, 3), 4)
         0.3333
     """
-    if min(num_classes, dim) < 1:
-        raise ValueError(f"num_classes and dim must be at least 1, got {num_classes} and {dim}")
+    num_classes, dim = _check.at_least_one("num_classes", num_classes), _check.at_least_one("dim", dim)
     return math.sqrt((num_classes - dim) / (dim * (num_classes - 1))) if num_classes > dim else 0.0

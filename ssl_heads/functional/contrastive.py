@@ -14,6 +14,7 @@ from torch import Tensor
 from ssl_heads import _check, distributed, similarity
 from ssl_heads.distributed import Gather, Pairs, Shard
 from ssl_heads.functional import small
+from ssl_heads.functional.groups import group_index
 from ssl_heads.functional.normalize import safe_normalize
 from ssl_heads.similarity import Exclusion, Impl, promote
 
@@ -44,8 +45,12 @@ def scalar(value: float | Tensor) -> float | Tensor:
 
 
 def inverse(temperature: float | Tensor) -> float | Tensor:
-    """The scale of the logits, in fp32 or wider: its gradient is a sum over all pairs."""
-    return 1 / scalar(temperature)
+    """The scale of the logits, in fp32 or wider: its gradient is a sum over all pairs.
+
+    A temperature that may not be looked at and is not above zero makes it NaN.
+    """
+    t = scalar(temperature)
+    return torch.where((t > 0) & t.isfinite(), 1 / t, torch.nan) if isinstance(t, Tensor) else 1 / t
 
 
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
@@ -59,7 +64,8 @@ def row_dots(a: Tensor, b: Tensor) -> Tensor:
 
 def against_negatives(log_sum: Tensor, positive: Tensor) -> Tensor:
     """``-log(e^positive / (e^positive + e^log_sum))``, exact when the positive wins by far."""
-    return -F.logsigmoid(positive - log_sum)
+    # an infinite positive comes from an infinite row, whose gradient is NaN: then the loss is NaN as well, and not 0
+    return 0 * positive - F.logsigmoid(positive - log_sum)
 
 
 def cosine_bound(scale: float | Tensor, normalize: bool) -> float:
@@ -88,7 +94,8 @@ def nt_xent(
         z1: Second views, of shape (n, d), row by row of the same samples.
         temperature: Divides the similarities.
         normalize: Whether rows are divided by their length.
-        ids: Integers of shape (n,); samples with an equal id are never negatives of each other.
+        ids: Integers of shape (n,); samples with an equal id are never negatives of each other. -1 is no id: such a
+            sample is a negative of all others.
         gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
             `ssl_heads.distributed`.
         group: The ranks that hold the batch; None is the default group.
@@ -111,10 +118,9 @@ def nt_xent(
         return small.nt_xent(z0, z1, temperature)
     shard = Shard.of(gather, group, z0, z1)
     _check.paired("z0", z0, "z1", z1)
-    _check.positive("temperature", temperature)
+    scale = inverse(_check.positive("temperature", temperature))
     if ids is not None:
-        _check.integers("ids", ids, len(z0), "z0", z0)
-    scale = inverse(temperature)
+        ids = group_index(shard.gathered(_check.integers("ids", ids, len(z0), "z0", z0)))
     u = unit_rows(torch.cat([z0, z1]), normalize, impl)
     return nt_xent_of_rows(u, scale, None, ids, cosine_bound(scale, normalize), shard, impl)
 
@@ -128,7 +134,10 @@ def nt_xent_of_rows(
     shard: Shard,
     impl: Impl,
 ) -> Tensor:
-    """NT-Xent of stacked views ``u`` of shape (2n, d) with logits ``scale * u diag(importance) u^T``."""
+    """NT-Xent of stacked views ``u`` of shape (2n, d) with logits ``scale * u diag(importance) u^T``.
+
+    The ids are those of the samples of all ranks, as `group_index` numbers them.
+    """
     query = u if importance is None else u * importance
     positive = row_dots(query[: shard.rows], u[shard.rows :]) * scale
     if shard.alone:
@@ -140,8 +149,7 @@ def nt_xent_of_rows(
             u, scale, weight=importance, exclusion=exclusion, bound=bound, dtype=shard.dtype, impl=impl
         )
     else:
-        pairs = Pairs(shard, None if ids is None else shard.gathered(ids))
-        log_sum, _ = distributed.log_sum_exp(query, u, scale, pairs, bound=bound, impl=impl)
+        log_sum, _ = distributed.log_sum_exp(query, u, scale, Pairs(shard, ids), bound=bound, impl=impl)
     return shard.mean(against_negatives(rearrange(log_sum, "(views n) -> views n", views=2), positive))
 
 
@@ -170,9 +178,10 @@ def info_nce(
         queue: Shape (K, d), or None. It gets no gradient, and is not gathered: all ranks hold the same one.
         temperature: Divides the similarities.
         normalize: Whether the rows of all three are divided by their length.
-        ids: Integers of shape (n,); samples with an equal id are never negatives of each other.
+        ids: Integers of shape (n,); samples with an equal id are never negatives of each other. -1 is no id: such a
+            sample is a negative of all others.
         queue_ids: Integers of shape (K,), needed with ``ids`` where there is a queue: an entry with the id of a query
-            is no negative of it. `MemoryQueue` holds them, -1 where none was given.
+            is no negative of it. `MemoryQueue` holds them; -1, which it puts where none was given, is no id here too.
         gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
             `ssl_heads.distributed`.
         group: The ranks that hold the batch; None is the default group.
@@ -192,34 +201,42 @@ def info_nce(
     """
     shard = Shard.of(gather, group, query, key)
     _check.paired("query", query, "key", key)
-    _check.positive("temperature", temperature)
-    check_ids(query, ids, queue, queue_ids)
-    scale = inverse(temperature)
-    bound = cosine_bound(scale, normalize)
-    q, k = (unit_rows(x, normalize, impl) for x in one_dtype(query, key))
     if queue is not None:
         _check.rows("queue", queue)
         _check.same_width("query", query, "queue", queue)
+    ids, queue_ids = numbered_ids(query, ids, queue, queue_ids, shard)
+    scale = inverse(_check.positive("temperature", temperature))
+    bound = cosine_bound(scale, normalize)
+    q, k = (unit_rows(x, normalize, impl) for x in one_dtype(query, key))
+    if queue is not None:
         others = unit_rows(queue.detach(), normalize, impl).to(q.dtype)
         exclusion = Exclusion(query_ids=ids, key_ids=queue_ids)
         log_sum, _ = similarity.log_sum_exp(
             q, others, scale, exclusion=exclusion, bound=bound, dtype=shard.dtype, impl=impl
         )
+        if queue_ids is not None or not normalize:  # an entry that no row counts still has a part in the gradient
+            log_sum = log_sum + 0 * others.sum()
     else:
         log_sum, _ = log_sum_of_negatives(q, k, scale, shard, columns=False, ids=ids, bound=bound, impl=impl)
     return shard.mean(against_negatives(log_sum, row_dots(q, k) * scale))
 
 
-def check_ids(query: Tensor, ids: Tensor | None, queue: Tensor | None, queue_ids: Tensor | None) -> None:
-    """Ids of the batch, and with a queue of both or of none."""
-    if ids is not None:
-        _check.integers("ids", ids, len(query), "query", query)
-    if queue_ids is not None and queue is not None:
-        _check.integers("queue_ids", queue_ids, len(queue), "queue", queue)
+def numbered_ids(
+    query: Tensor, ids: Tensor | None, queue: Tensor | None, queue_ids: Tensor | None, shard: Shard
+) -> tuple[Tensor | None, Tensor | None]:
+    """Ids as `group_index` numbers them: of the batch of all ranks, or of the own rows and the queue together."""
     if (queue_ids is not None) != (ids is not None and queue is not None):
         given = {"ids": ids, "queue": queue, "queue_ids": queue_ids}
         names = " and ".join(name for name, x in given.items() if x is not None)
         raise ValueError(f"a queue takes ids and queue_ids together, and a batch without one ids alone; got {names}")
+    if ids is None:
+        return None, None
+    ids = _check.integers("ids", ids, len(query), "query", query)
+    if queue is None:
+        return group_index(shard.gathered(ids)), None
+    queue_ids = _check.integers("queue_ids", queue_ids, len(queue), "queue", queue)
+    together = group_index(torch.cat([ids, queue_ids]))
+    return together[: len(ids)], together[len(ids) :]
 
 
 def log_sum_of_negatives(
@@ -239,8 +256,7 @@ def log_sum_of_negatives(
         return similarity.log_sum_exp(
             query, key, scale, exclusion=exclusion, columns=columns, bound=bound, dtype=shard.dtype, impl=impl
         )
-    pairs = Pairs(shard, None if ids is None else shard.gathered(ids))
-    return distributed.log_sum_exp(query, key, scale, pairs, columns=columns, bound=bound, impl=impl)
+    return distributed.log_sum_exp(query, key, scale, Pairs(shard, ids), columns=columns, bound=bound, impl=impl)
 
 
 def clip_loss(
@@ -282,15 +298,17 @@ def clip_loss(
     """
     shard = Shard.of(gather, group, image_features, text_features)
     _check.paired("image_features", image_features, "text_features", text_features)
-    _check.scalar("logit_scale", logit_scale)
     image, text = one_dtype(image_features, text_features)
-    scale = scalar(logit_scale)
+    scale = scalar(_check.scalar("logit_scale", logit_scale))
     positive = row_dots(image, text) * scale
     row, column = log_sum_of_negatives(image, text, scale, shard, columns=True, impl=impl)
     assert column is not None
     loss = shard.mean(against_negatives(row, positive) + against_negatives(column, positive)) / 2
-    # DistributedDataParallel waits for a gradient of every parameter it has seen in the forward pass.
-    return loss + (0 * logit_bias.sum()).to(loss.dtype) if isinstance(logit_bias, Tensor) else loss
+    if logit_bias is None:
+        return loss
+    # DistributedDataParallel waits for a gradient of every parameter it has seen in the forward pass; NaN stays NaN.
+    unused = 0 * scalar(_check.scalar("logit_bias", logit_bias))
+    return loss + (unused.to(loss.dtype) if isinstance(unused, Tensor) else unused)
 
 
 def siglip_loss(
@@ -332,15 +350,13 @@ def siglip_loss(
     """
     shard = Shard.of(gather, group, image_features, text_features)
     _check.paired("image_features", image_features, "text_features", text_features)
-    _check.scalar("logit_scale", logit_scale)
     image, text = one_dtype(image_features, text_features)
-    scale = scalar(logit_scale)
-    _check.scalar("logit_bias", logit_bias)
-    bias = torch.as_tensor(logit_bias, dtype=image.dtype, device=image.device).reshape(())
+    scale = scalar(_check.scalar("logit_scale", logit_scale))
+    bias = torch.as_tensor(_check.scalar("logit_bias", logit_bias), dtype=image.dtype, device=image.device).reshape(())
     positive = row_dots(image, text) * scale + bias
     if shard.alone:
         exclusion = Exclusion.diagonal(len(image), len(text))
         negative = similarity.softplus_sum(image, text, scale, bias, exclusion=exclusion, dtype=shard.dtype, impl=impl)
     else:
         negative = distributed.softplus_sum(image, text, scale, bias, Pairs(shard), impl)
-    return shard.sum(negative - F.logsigmoid(positive).sum()) / shard.total
+    return shard.sum(negative + against_negatives(torch.zeros_like(positive), positive).sum()) / shard.total

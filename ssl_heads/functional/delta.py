@@ -203,7 +203,8 @@ def delta_terms(
         if kind == "infonce":
             return _without_clamp(shard.mean(against_negatives(negatives.log_sum_exp(), positive)))
         if kind == "nce":
-            return _without_clamp(shard.mean(F.softplus(-positive) + negatives.mean_softplus()))
+            attraction = against_negatives(torch.zeros_like(positive), positive)
+            return _without_clamp(shard.mean(attraction + negatives.mean_softplus()))
         if kind == "scl" and ratio == "linear":
             return _without_clamp(shard.mean(negatives.mean_square() - 2 * positive))
         if kind == "nwj":

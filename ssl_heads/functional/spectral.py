@@ -154,9 +154,9 @@ def tri_factor_contrast(
     shard = Shard.of(gather, group, z0, z1)
     _check.paired("z0", z0, "z1", z1)
     _check_importance(importance, z0)
-    _check.positive("temperature", temperature)
+    scale = inverse(_check.positive("temperature", temperature))
     u = unit_rows(torch.cat([z0, z1]), normalize=True, impl=impl)
-    return nt_xent_of_rows(u, inverse(temperature), importance.to(u.dtype), None, torch.inf, shard, impl)
+    return nt_xent_of_rows(u, scale, importance.to(u.dtype), None, torch.inf, shard, impl)
 
 
 def tri_factor_spectral(
@@ -230,10 +230,9 @@ def tri_factor_two_towers(
     shard = Shard.of(gather, group, z0, z1)
     _check.paired("z0", z0, "z1", z1)
     _check_importance(importance, z0)
-    _check.positive("temperature", temperature)
+    scale = inverse(_check.positive("temperature", temperature))
     u0, u1 = (unit_rows(z, normalize=True, impl=impl) for z in one_dtype(z0, z1))
     query = u0 * importance.to(u0.dtype)
-    scale = inverse(temperature)
     positive = row_dots(query, u1) * scale
     row, column = log_sum_of_negatives(query, u1, scale, shard, columns=True, impl=impl)
     assert column is not None
@@ -283,6 +282,7 @@ def tri_factor_spectral_two_towers(
 
 
 def _check_importance(importance: Tensor, z: Tensor) -> None:
+    _check.tensor("importance", importance)
     if importance.shape != z.shape[1:]:
         raise ValueError(
             f"importance must hold one value a dimension, shape ({z.shape[1]},) for embeddings of shape "

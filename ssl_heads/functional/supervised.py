@@ -8,25 +8,28 @@ from torch import Tensor
 
 from ssl_heads import _check
 from ssl_heads.functional.activation import rep_relu
+from ssl_heads.functional.groups import NONE, counted
 from ssl_heads.similarity import promote
 
 
 def nonneg_cross_entropy(features: Tensor, weight: Tensor, labels: Tensor, *, nonneg_weight: bool = True) -> Tensor:
     r"""Cross entropy whose class matrix is non-negative.
 
-    .. math:: -\frac{1}{n}\sum_i \log \text{softmax}(W_+ f_i)_{y_i},\quad W_+ = \text{rep\_relu}(W)
+    .. math:: -\frac{1}{|S|}\sum_{i \in S} \log \text{softmax}(W_+ f_i)_{y_i},
+        \quad S = \{i : y_i \ne -1\},\quad W_+ = \text{rep\_relu}(W)
 
     Args:
         features: Shape (n, h), used as they come.
         weight: Shape (classes, h).
-        labels: Integers of shape (n,).
+        labels: Integers of shape (n,), classes 0, 1, ... and -1 for a row without one.
         nonneg_weight: Whether the weight goes through rep_relu.
 
     Returns:
-        A scalar in fp32 (fp64 for fp64 inputs).
+        A scalar in fp32 (fp64 for fp64 inputs). Without a labelled row it is 0, still part of the graph. A NaN makes it
+        NaN, in a row without a label too.
 
     Raises:
-        ValueError: If shapes do not fit, the batch is empty, or (on the CPU) a label is not a class.
+        ValueError: If shapes do not fit, the batch is empty, or (on the CPU) a label is neither a class nor -1.
 
     Example:
         >>> import torch
@@ -35,16 +38,21 @@ def nonneg_cross_entropy(features: Tensor, weight: Tensor, labels: Tensor, *, no
         0.3133
     """
     _check.rows("features", features)
-    _check.integers("labels", labels, len(features), "features", features)
-    if weight.ndim != 2 or weight.shape[1] != features.shape[1]:
+    labels = _check.integers("labels", labels, len(features), "features", features)
+    _check.tensor("weight", weight)
+    if weight.ndim != 2 or weight.shape[1] != features.shape[1] or not weight.is_floating_point():
         raise ValueError(
-            f"weight must have shape (classes, {features.shape[1]}) for features of shape {tuple(features.shape)}, "
-            f"got {tuple(weight.shape)}"
+            f"weight must have shape (classes, {features.shape[1]}) and a floating-point dtype for features of shape "
+            f"{tuple(features.shape)}, got {weight.dtype} of shape {tuple(weight.shape)}"
         )
     _check.same_device("weight", weight, "features", features)
-    _check.classes("labels", labels, weight.shape[0])
+    labelled = labels != NONE
+    index = torch.where(labelled, labels, 0)
+    _check.classes("labels", index, weight.shape[0], "classes")
     x = promote(features)
     w = promote(weight).to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        logits = x @ (rep_relu(w) if nonneg_weight else w).mT
-    return F.cross_entropy(logits, labels.long())
+        # 0 * w: the value of -inf is 0 and its derivative NaN, and the loss must show it
+        logits = x @ (rep_relu(w) + 0 * w if nonneg_weight else w).mT
+    each = F.cross_entropy(logits, index, reduction="none")
+    return counted(each, labelled).sum() / labelled.sum().clamp_min(1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ssl_heads import _check, distributed, similarity
 from ssl_heads.distributed import Gather, Pairs, Shard
 from ssl_heads.functional.contrastive import against_negatives, cosine_bound, inverse, row_dots, unit_rows
+from ssl_heads.functional.groups import counted, group_index, group_sizes
 from ssl_heads.similarity import Exclusion, Impl
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def sup_con(
 
     Args:
         embeddings: Shape (n, d); the rows are divided by their length.
-        labels: Integers of shape (n,).
+        labels: Integers of shape (n,); -1 is no label, and such a row is nobody's positive, but a negative of all.
         temperature: Divides the cosines.
         multi_positive: ``"out"`` averages the positives outside the logarithm (the SupCon paper's choice), ``"in"``
             sums them inside it (what SimCLR forks compute when labels are passed as indexes). ``"in"`` keeps its
@@ -50,7 +51,7 @@ def sup_con(
         impl: How the similarity matrix is reduced.
 
     Returns:
-        A scalar in fp32 (fp64 for fp64 inputs); 0 where no row has a positive.
+        A scalar in fp32 (fp64 for fp64 inputs). Where no row has a positive it is 0, still part of the graph.
 
     Raises:
         ValueError: If shapes do not fit, the batch is empty, the temperature is not above 0 or the form is unknown.
@@ -63,61 +64,47 @@ def sup_con(
     """
     shard = Shard.of(gather, group, embeddings)
     _check.rows("embeddings", embeddings)
-    _check.integers("labels", labels, len(embeddings), "embeddings", embeddings)
-    _check.positive("temperature", temperature)
+    labels = _check.integers("labels", labels, len(embeddings), "embeddings", embeddings)
+    temperature = _check.positive("temperature", temperature)
     _check.choice("multi_positive", multi_positive, ("out", "in"))
     u = unit_rows(embeddings, normalize=True, impl=impl)
-    of_all = shard.gathered(labels.long())
-    others = class_sizes(of_all) - 1
+    classes = group_index(shard.gathered(labels))
+    others = group_sizes(classes) - 1
     own_loss = _positives_outside if multi_positive == "out" else _positives_inside
-    loss = own_loss(u, of_all, others[shard.own], inverse(temperature), shard, impl)
-    return shard.sum(torch.where(others[shard.own] > 0, loss, 0)) / (others > 0).sum().clamp_min(1)
+    loss = own_loss(u, classes, others[shard.own], inverse(temperature), shard, impl)
+    return shard.sum(counted(loss, others[shard.own] > 0)) / (others > 0).sum().clamp_min(1)
 
 
 def _positives_outside(
-    u: Tensor, labels: Tensor, others: Tensor, scale: float | Tensor, shard: Shard, impl: Impl
+    u: Tensor, classes: Tensor, others: Tensor, scale: float | Tensor, shard: Shard, impl: Impl
 ) -> Tensor:
     """The mean positive logit is a row dot with the class's sum, so only the denominator needs the matrix."""
     bound = cosine_bound(scale, normalize=True)
     if shard.alone:
-        group = group_index(labels)
-        class_sum = torch.zeros_like(u).index_add(0, group, u)[group]
+        class_sum = torch.zeros_like(u).index_add(0, classes, u)[classes]
         exclusion = Exclusion.modulo(len(u))
         log_sum = similarity.self_log_sum_exp(u, scale, exclusion=exclusion, bound=bound, dtype=shard.dtype, impl=impl)
     else:
-        class_sum = distributed.class_sum(u, labels, shard)
+        class_sum = distributed.class_sum(u, classes, shard)
         log_sum, _ = distributed.log_sum_exp(u, u, scale, Pairs(shard), bound=bound, impl=impl)
     return log_sum - row_dots(u, class_sum - u) / others.clamp_min(1) * scale
 
 
 def _positives_inside(
-    u: Tensor, labels: Tensor, others: Tensor, scale: float | Tensor, shard: Shard, impl: Impl
+    u: Tensor, classes: Tensor, others: Tensor, scale: float | Tensor, shard: Shard, impl: Impl
 ) -> Tensor:
     bound = cosine_bound(scale, normalize=True)
     if shard.alone:
-        different = Exclusion.equal_ids(labels)
-        same = Exclusion.modulo(len(u))._replace(query_ids=labels, key_ids=labels, keep_equal=True)
+        different = Exclusion.equal_ids(classes)
+        same = Exclusion.modulo(len(u))._replace(query_ids=classes, key_ids=classes, keep_equal=True)
         negative, positive = (
             similarity.self_log_sum_exp(u, scale, exclusion=kept, bound=bound, dtype=shard.dtype, impl=impl)
             for kept in (different, same)
         )
     else:
-        of_all = Pairs(shard, labels)
+        of_all = Pairs(shard, classes)
         negative, _ = distributed.log_sum_exp(u, u, scale, of_all, bound=bound, impl=impl)
         of_all = of_all._replace(keep_equal=True)
         positive, _ = distributed.log_sum_exp(u, u, scale, of_all, bound=bound, impl=impl)
-    return against_negatives(negative, torch.where(others > 0, positive, 0))
-
-
-def class_sizes(labels: Tensor) -> Tensor:
-    """For each row the number of rows with its label, itself included."""
-    group = group_index(labels)
-    return torch.zeros_like(group).index_add(0, group, torch.ones_like(group))[group]
-
-
-def group_index(labels: Tensor) -> Tensor:
-    """Labels renumbered from 0 in the order of their values, with no output whose shape depends on the data."""
-    ordered, order = labels.sort()
-    rank = torch.zeros_like(order)
-    rank[1:] = (ordered[1:] != ordered[:-1]).long().cumsum(0)
-    return torch.zeros_like(order).scatter(0, order, rank)
+    # a row without a positive takes itself for one: it does not count, unless it is NaN
+    return against_negatives(negative, torch.where(others > 0, positive, row_dots(u, u)))

@@ -11,6 +11,7 @@ from torch import Tensor, distributed
 from ssl_heads import _check, functional
 from ssl_heads.distributed import Gather
 from ssl_heads.functional.anchors import Basis, Distance, class_anchors
+from ssl_heads.functional.groups import NONE
 from ssl_heads.losses.gathering import GatheringLoss
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class OrthonormalAnchorRegression(GatheringLoss):
             (regular simplex), ``"grassmannian"`` (more classes than dimensions), or a tensor of shape (K, d) whose rows
             are then normalised: see `ssl_heads.functional.class_anchors`.
         distance: ``"cosine"``, ``"euclidean"`` or ``"manhattan"``.
-        ignore_index: The label of a row without one.
+        ignore_index: What stands for no label beside -1.
         seed: Of the random directions.
         gather: ``"none"`` takes the mean over this rank's labelled rows, ``"all"`` and ``"ring"`` over those of all
             ranks.
@@ -79,7 +80,8 @@ class OrthonormalAnchorRegression(GatheringLoss):
     ) -> None:
         super().__init__(gather, group)
         _check.choice("distance", distance, get_args(Distance))
-        if 0 <= ignore_index < num_classes:
+        num_classes, dim = _check.at_least_one("num_classes", num_classes), _check.at_least_one("dim", dim)
+        if 0 <= _check.integer("ignore_index", ignore_index) < num_classes:
             raise ValueError(f"ignore_index must not be a class, 0..{num_classes - 1}; got {ignore_index}")
         if isinstance(basis, Tensor):
             anchors = _unit_anchors(basis, num_classes, dim)
@@ -94,7 +96,7 @@ class OrthonormalAnchorRegression(GatheringLoss):
             _warn_of_one_class()
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Embeddings of shape (n, d) and labels of shape (n,), of both views together, to a scalar."""
+        """Embeddings of shape (n, d) and labels of shape (n,), -1 for none, of both views together, to a scalar."""
         loss = functional.anchor_regression(
             embeddings,
             labels,
@@ -117,7 +119,7 @@ class OrthonormalAnchorRegression(GatheringLoss):
         """One class in one batch is chance; one class in many is a data set without another."""
         if self._labelled_calls > STEPS_BEFORE_WARNING or len(self._seen) > 1 or len(self.anchors) == 1:
             return
-        found = set(labels.tolist()) - {self.ignore_index}
+        found = set(labels.tolist()) - {NONE, self.ignore_index}
         self._seen |= found
         self._labelled_calls += bool(found)
         if self._labelled_calls > STEPS_BEFORE_WARNING and len(self._seen) == 1:

@@ -50,14 +50,14 @@ class NTXentLoss(GatheringLoss):
         impl: Impl = "auto",
     ) -> None:
         super().__init__(gather, group)
-        _check.positive("temperature", temperature)
         check_impl(impl)
-        self.temperature, self.normalize, self.impl = temperature, normalize, impl
+        self.temperature = _check.positive("temperature", temperature)
+        self.normalize, self.impl = normalize, impl
 
     def forward(
         self, z0: Tensor, z1: Tensor, ids: Tensor | None = None, *, temperature: float | Tensor | None = None
     ) -> Tensor:
-        """Two views of shape (n, d), and optional ids of shape (n,), to a scalar; a temperature is this call's."""
+        """Two views (n, d), and optional ids (n,), -1 for none, to a scalar; a temperature is this call's."""
         return functional.nt_xent(
             z0,
             z1,
@@ -108,9 +108,9 @@ class InfoNCELoss(GatheringLoss):
         impl: Impl = "auto",
     ) -> None:
         super().__init__(gather, group)
-        _check.positive("temperature", temperature)
         check_impl(impl)
-        self.temperature, self.normalize, self.impl = temperature, normalize, impl
+        self.temperature = _check.positive("temperature", temperature)
+        self.normalize, self.impl = normalize, impl
 
     def forward(
         self,
@@ -122,7 +122,7 @@ class InfoNCELoss(GatheringLoss):
         *,
         temperature: float | Tensor | None = None,
     ) -> Tensor:
-        """Queries and keys (n, d), a queue (K, d), ids of their samples, to a scalar; a temperature is this call's."""
+        """Queries and keys (n, d), a queue (K, d) and ids, -1 for none, to a scalar; a temperature is this call's."""
         return functional.info_nce(
             query,
             key,
@@ -292,13 +292,13 @@ class SupConLoss(GatheringLoss):
         impl: Impl = "auto",
     ) -> None:
         super().__init__(gather, group)
-        _check.positive("temperature", temperature)
         _check.choice("multi_positive", multi_positive, ("out", "in"))
         check_impl(impl)
-        self.temperature, self.multi_positive, self.impl = temperature, multi_positive, impl
+        self.temperature = _check.positive("temperature", temperature)
+        self.multi_positive, self.impl = multi_positive, impl
 
     def forward(self, embeddings: Tensor, labels: Tensor, *, temperature: float | Tensor | None = None) -> Tensor:
-        """Embeddings of shape (n, d) and labels of shape (n,) to a scalar; a temperature is this call's."""
+        """Embeddings (n, d) and labels (n,), -1 for none, to a scalar; a temperature is this call's."""
         return functional.sup_con(
             embeddings,
             labels,

@@ -33,8 +33,7 @@ class NegativeDot(nn.Module):
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        _check.positive("temperature", temperature)
-        self.temperature = temperature
+        self.temperature = _check.positive("temperature", temperature)
 
     def paired(self, z: Tensor, w: Tensor) -> Tensor:
         """``d(z_i, w_i)``, of shape (n,)."""
@@ -148,9 +147,10 @@ class _Lp(nn.Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        if not (math.isfinite(p) and p >= 1):
+        exponent = _check.scalar("p", p)
+        if isinstance(exponent, Tensor) or not 1 <= exponent < math.inf:
             raise ValueError(f"p must be a finite number of at least 1, got {p}")
-        self.p = p
+        self.p = exponent
 
     def measure(self, difference: Tensor) -> Tensor:
         """Differences (..., d) to (...)."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssl_heads import functional
+from ssl_heads import _check, functional
 from ssl_heads.losses.gathering import Loss
 
 
 class NonNegCrossEntropy(Loss):
     r"""Cross entropy with the class matrix as the second, non-negative tower.
 
-    .. math:: -\frac{1}{n}\sum_i \log \text{softmax}(W_+ f_i)_{y_i},\quad W_+ = \text{rep\_relu}(W)
+    .. math:: -\frac{1}{|S|}\sum_{i \in S} \log \text{softmax}(W_+ f_i)_{y_i},
+        \quad S = \{i : y_i \ne -1\},\quad W_+ = \text{rep\_relu}(W)
 
     Non-negative contrastive learning, section 6: asymmetric non-negative factorisation needs both sides non-negative.
 
@@ -35,7 +36,8 @@ class NonNegCrossEntropy(Loss):
 
     def __init__(self, in_features: int, num_classes: int, nonneg_weight: bool = True) -> None:
         super().__init__()
-        if in_features < 1 or num_classes < 1:
+        widths = _check.integer("in_features", in_features), _check.integer("num_classes", num_classes)
+        if min(widths) < 1:
             raise ValueError(f"in_features and num_classes must be at least 1, got {in_features} and {num_classes}")
         self.nonneg_weight = nonneg_weight
         self.weight = nn.Parameter(torch.empty(num_classes, in_features))
@@ -46,7 +48,7 @@ class NonNegCrossEntropy(Loss):
                 self.weight.abs_()
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Features of shape (n, in_features) and labels of shape (n,) to a scalar."""
+        """Features of shape (n, in_features) and labels of shape (n,), -1 for none, to a scalar."""
         return functional.nonneg_cross_entropy(features, self.weight, labels, nonneg_weight=self.nonneg_weight)
 
     def extra_repr(self) -> str:

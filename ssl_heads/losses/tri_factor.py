@@ -88,12 +88,12 @@ class TriFactorContrast(GatheringLoss):
         if importance is not None and not isinstance(importance, FeatureImportance):
             raise ValueError(f"importance must be a FeatureImportance, got {type(importance).__name__}")
         _check.choice("kind", kind, ("infonce", "spectral"))
-        _check.positive("temperature", temperature)
-        if not 0 <= decorrelation_weight < math.inf:
+        if not 0 <= _check.scalar("decorrelation_weight", decorrelation_weight) < math.inf:
             raise ValueError(f"decorrelation_weight must be a finite number of at least 0, got {decorrelation_weight}")
         check_impl(impl)
-        self.importance = importance if importance is not None else FeatureImportance(int(dim or 0))
-        self.kind, self.temperature, self.decorrelation_weight = kind, temperature, decorrelation_weight
+        self.importance = importance if importance is not None else FeatureImportance(dim)  # type: ignore[arg-type]
+        self.kind, self.temperature = kind, _check.positive("temperature", temperature)
+        self.decorrelation_weight = decorrelation_weight
         self.two_towers, self.impl = two_towers, impl
         self._watched: tuple[int, Tensor] | None = None
         self._last_step, self._steps_unmoved, self._warned = 0, 0, False

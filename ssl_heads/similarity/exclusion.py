@@ -13,7 +13,8 @@ class Exclusion(NamedTuple):
     """The pairs (i, j) that a log-sum-exp over negatives leaves out.
 
     A pair is left out when ``j == i + offset (mod period)``, and also when ``query_ids[i] == key_ids[j]``.
-    The diagonal needs no memory; ids cost one comparison per pair.
+    The diagonal needs no memory; ids cost one comparison per pair. Any two equal ids meet here, -1 and -1 as well:
+    `ssl_heads.functional.groups.group_index` gives each row without an id a number of its own.
 
     Attributes:
         offset: Column of row 0 on the diagonal that is left out.

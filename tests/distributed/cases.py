@@ -109,6 +109,7 @@ def step(
     values = {key: random(WIDTH) if value is None else torch.tensor([value]) for key, value in initial.items()}
     labels, ids = torch.arange(total) % 4, torch.arange(total) // 2 * 5
     labels[-1] = 77  # a row without a positive
+    labels[1::5] = ids[::4] = -1  # rows without a label or an id
     start = 0 if rank is None else sum(sizes[:rank])
     own = slice(start, total if rank is None else start + sizes[rank])
 

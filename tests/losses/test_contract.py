@@ -265,7 +265,7 @@ def test_one_pair_is_finite(case: Case, impl: str) -> None:
     value, gradients = value_and_gradients(lambda x: case(x, impl), case, inputs)
     assert torch.isfinite(value)
     assert all(torch.isfinite(g).all() for g in gradients.values())
-    if case in IN_TILES and case.name not in ("info_nce-queue", "siglip"):
+    if case in IN_TILES and case.name != "siglip" and "queue" not in case.name:
         assert value == 0, "without negatives there is nothing to tell apart"
         assert not any(g.any() for g in gradients.values())
 

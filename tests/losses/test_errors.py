@@ -122,7 +122,7 @@ CALLS = {
     "class-labels-length": (lambda: NonNegCrossEntropy(4, 3)(Z, torch.arange(5)), ["(6,)", "(5,)", "(6, 4)"]),
     "class-labels-floating": (lambda: NonNegCrossEntropy(4, 3)(Z, torch.zeros(6)), ["torch.float32"]),
     "class-labels-too-large": (lambda: NonNegCrossEntropy(4, 3)(Z, LABELS), ["5", "3"]),
-    "class-labels-negative": (lambda: NonNegCrossEntropy(4, 3)(Z, LABELS % 3 - 1), ["-1", "3"]),
+    "class-labels-negative": (lambda: NonNegCrossEntropy(4, 3)(Z, LABELS % 3 - 2), ["-2", "3"]),
     "features-width": (lambda: NonNegCrossEntropy(5, 3)(Z, LABELS % 3), ["(3, 5)", "(6, 4)"]),
     "features-empty": (lambda: NonNegCrossEntropy(4, 3)(EMPTY, LABELS[:0]), ["(0, 4)"]),
     "sizes": (lambda: NonNegCrossEntropy(0, 3), ["0", "3"]),
