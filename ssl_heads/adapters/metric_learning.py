@@ -14,7 +14,7 @@ class MetricLearning(nn.Module):
 
     A loss of embeddings and labels (`SupConLoss`, `OrthonormalAnchorRegression`) is called with them. A loss of two
     views gets the embeddings and their references, one pair a row, or, without references, the two halves of the batch
-    whose labels are equal row by row: what ``SelfSupervisedLoss`` passes. -1 is no label: such a row belongs to nothing.
+    whose labels are equal row by row: what ``SelfSupervisedLoss`` passes. -1 is no label.
 
     Args:
         loss: A loss of embeddings and labels, or of two views.
