@@ -70,6 +70,7 @@ class Signed(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / self.temperature)]))
         self.logit_bias = nn.Parameter(torch.tensor([-10.0])) if loss == "siglip" else None
         self.criterion: nn.Module = SigLIPLoss() if loss == "siglip" else CLIPLoss()
+        Signed.clamp_scale(self)
 
     def loss(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         (z_image, image_penalty), (z_text, text_penalty) = (

@@ -144,15 +144,19 @@ def eight_bits(image: Image.Image) -> Image.Image:
     """Grey levels of 16 or 32 bits, scaled to 0..255; a conversion would cut them off at 255.
 
     White is 65535 of 16 bits. Integers of 32 bits and floats do not say where white is: 1 (floats alone), 255 or
-    65535, the least that holds all values. Floats may overshoot by a tenth, as resampled ones do.
+    65535, the least that holds all values. Floats may overshoot by a tenth, as resampled ones do; what lies
+    between two of these ranges, is negative or is no number is refused.
     """
     values = np.asarray(image).astype(np.float64)
-    whites, over = {"F": ((1, 255, 65535), 0.1), "I": ((255, 65535), 0.0)}.get(image.mode, ((65535,), 0.0))
     low, high = values.min(), values.max()
-    for white in whites:
-        if -over * white <= low and high <= (1 + over) * white:  # never so with NaN
+    ranges = {"F": ((0, 1), (2.55, 255), (655, 65535)), "I": ((0, 255), (256, 65535))}  # of the brightest value
+    over = 0.1 if image.mode == "F" else 0.0
+    for dimmest, white in ranges.get(image.mode, ((0, 65535),)):
+        if low >= -over * high and dimmest <= high <= (1 + over) * white:
             return Image.fromarray((values.clip(0, white) * (255 / white)).round().astype(np.uint8))
-    raise ValueError(f"values from {low:g} to {high:g} in mode {image.mode}; scale them to 0..{whites[0]}")
+    raise ValueError(
+        f"values from {low:g} to {high:g} in mode {image.mode}; scale them to 0..1, as floats, or to 0..255"
+    )
 
 
 def stratified(data: Split) -> tuple[Split, Split]:

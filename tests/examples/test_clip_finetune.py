@@ -29,6 +29,7 @@ import clip_data  # noqa: E402
 import clip_finetune  # noqa: E402
 import clip_inputs  # noqa: E402
 import clip_report  # noqa: E402
+import clip_towers  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +162,11 @@ def own(here: Path) -> Path:
         "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
         "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
     }, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}  # fmt: skip
-    (here / "tiny").mkdir()
-    (here / "tiny" / "open_clip_config.json").write_text(json.dumps(config))
+    residual = json.loads(json.dumps(config))
+    residual["model_cfg"]["vision_cfg"] = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}
+    for name, content in (("tiny", config), ("residual", residual)):
+        (here / name).mkdir()
+        (here / name / "open_clip_config.json").write_text(json.dumps(content))
     return here
 
 
@@ -190,6 +194,55 @@ def test_sixteen_bits_a_pixel_are_not_cut_off():
     grey = clip_inputs.square(Image.new("I;16", (4, 4), 30000), 4)
     assert grey.shape == (3, 4, 4)
     assert 110 < int(grey.min()) == int(grey.max()) < 125
+
+
+TINY = ["--model", "local-dir:tiny", "--pretrained", "none", "--hidden", "16", "--dim", "16", "--micro-batch", "5"]
+
+
+def test_the_batch_is_refused_before_a_tower_runs(own: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(clip_inputs, "stems", lambda *_: pytest.fail("the towers ran"))
+    with pytest.raises(SystemExit, match="--batch-size must lie between 2 and the 32 training concepts, got 33"):
+        clip_finetune.main([*TINY, "--data", "csv:own.csv", "--batch-size", "33", "--device", "cpu"])
+
+
+def test_captions_that_are_cut_are_counted_once(own: Path, capsys: pytest.CaptureFixture[str]):
+    fits, longer, lines = (
+        "a " * 14,
+        "a " * 15,
+        "\n".join(f"line {i}" for i in range(65)),
+    )  # 16 tokens, two of them marks
+    with (own / "long.csv").open("w", newline="") as file:
+        texts = [fits, longer, lines, *(f"colour {i}" for i in range(10))]
+        csv.writer(file).writerows(
+            [("filepath", "title"), *((f"own/warm/{1 + 2 * i:02}.png", t) for i, t in enumerate(texts))]
+        )
+    options = [*TINY, "--data", "csv:long.csv", "--batch-size", "4", "--arms", "trifactor", "--device", "cpu"]
+    clip_finetune.prepare(clip_finetune.parse(options))
+    said = capsys.readouterr().err
+    assert said.count("2 of 13 captions are longer than the 16 tokens that are read\n") == said.count("captions") == 1
+    towers = clip_towers.from_packages(0, 0, 64)
+    assert towers.cut([fits, lines, "word " * 62, "word " * 63]) == 2, "64 tokens, two of them marks"
+
+
+def test_a_temperature_that_is_clamped_is_said(
+    own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    options = [*TINY, "--data", "csv:own.csv", "--batch-size", "16", "--epochs", "1", "--device", "cpu"]
+    args = clip_finetune.parse([*options, "--arms", "signed", "--temperature", "0.001"])
+    judge, towers, plan, checkpoint = clip_finetune.prepare(args)
+    assert "--temperature 0.001 is learned, and held in 0.01 to 1.0 from the first step on" in capsys.readouterr().err
+    model = clip_finetune.Signed(towers, args)
+    assert model.logit_scale.exp().item() == pytest.approx(100)
+    model.logit_scale.data.add_(1)
+    assert (model.clamp_scale(), model.clamp_scale()) == (True, False)
+    with monkeypatch.context() as patch:
+        patch.setattr(clip_finetune.Signed, "clamp_scale", lambda self: True)
+        clip_finetune.fit("signed", towers, judge.source, plan, args, checkpoint)
+    said = f"signed: the temperature was held in 0.01 to 1.0 in {len(plan)} steps"
+    assert said in capsys.readouterr().err
+    clip_finetune.check(clip_finetune.parse([*options, "--arms", "signed", "--temperature", "0.01"]))
+    clip_finetune.check(clip_finetune.parse([*options, "--arms", "trifactor", "--temperature", "0.001"]))
+    assert capsys.readouterr().err == ""
 
 
 def test_what_is_stored_is_known_by_weights_and_files(own: Path):
@@ -288,6 +341,22 @@ def test_an_open_clip_model_is_fine_tuned_from_streamed_images(
         (["--limit", "0"], r"--limit must be positive, got 0"),
         (["--dim", "0"], r"--dim must be positive, got 0"),
         (["--dropout", "1"], r"--dropout must lie in \[0, 1\), got 1\.0"),
+        (["--prior", "1"], r"--prior must lie between 0 and 1, got 1\.0"),
+        (["--lr", "inf"], r"--lr must be positive, got inf"),
+        (["--stream", "--views", "2"], r"--views 2 are stored, and --stream stores nothing"),
+        (["--pretrained", "openai"], r"--pretrained openai is of a model of open_clip; name it with --model"),
+        (["--csv-separator", "::"], r"--csv-separator must be one character, got '::'"),
+        (["--csv-img-key", "photo"], r"--csv-img-key, .* are of csv:PATH, not of 'openmoji'"),
+        (["--device", "nowhere"], r"--device nowhere cannot be used here"),
+        (["--checkpoint", "own.csv"], r"own\.csv is broken or no file of this example; remove it or name another"),
+        (
+            ["--model", "local-dir:residual", "--pretrained", "none", "--image-blocks", "1"],
+            r"--image-blocks 1: open_clip cannot unlock the ModifiedResNet in part; 0 freezes all of it",
+        ),
+        (
+            ["--model", "local-dir:tiny", "--pretrained", "none", "--image-blocks", "-1"],
+            r"--image-blocks -1 must not be negative",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -55,10 +55,10 @@ def test_keys_come_back_in_order_from_other_company_and_follow_slowly() -> None:
     assert not torch.allclose(keys, model.key_encoder(batch)), "the parts of the batch have statistics of their own"
 
 
-@pytest.fixture
-def few_digits(tmp_path: Path) -> list[str]:
-    """256 digits in a folder, as arguments."""
-    digits = images.mnist_5k()
+@pytest.fixture(scope="module")
+def few_digits(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """250 digits in a folder, as arguments."""
+    tmp_path, digits = tmp_path_factory.mktemp("moco"), images.mnist_5k()
     for i in range(0, 5000, 20):
         folder = tmp_path / "digits" / f"class_{digits.labels[i]}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,6 +73,36 @@ def test_a_stopped_run_continues_as_if_it_had_not(few_digits: list[str], tmp_pat
     _, after = moco.main([*few_digits, "--epochs", "3", *checkpoint])
     assert before == through[:1]
     assert after == through
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch-size", "999"], "--batch-size 999 is more than the 200 training images"),
+        (["--batch-size", "3"], "--batch-size must be 1 equal parts of at least 4 images, got 3"),
+        (["--queue", "0"], "--queue must be positive, got 0"),
+        (["--temperature", "0"], "--temperature must be positive, got 0"),
+        (["--data", "folder:nowhere"], "expected images in nowhere"),
+        (["--checkpoint", "empty.pt"], r"empty\.pt is broken or no file of this example"),
+        (["--checkpoint", "other.pt"], r"other\.pt does not fit what is trained here"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_end_in_one_line(
+    options: list[str], message: str, few_digits: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.pt").write_bytes(b"")
+    torch.save({"state_dict": {}}, "other.pt")
+    with pytest.raises(SystemExit, match=rf"^error: [^\n]*{message}[^\n]*$"):
+        moco.main([*few_digits, *options])
+
+
+def test_a_checkpoint_of_another_queue_says_so(few_digits: list[str], tmp_path: Path) -> None:
+    checkpoint = ["--checkpoint", str(tmp_path / "moco.pt"), "--epochs", "1"]
+    moco.main([*few_digits, *checkpoint])
+    with pytest.raises(SystemExit, match=r"written with 'queue': 100, not with 'queue': 50; .* 'temperature': 0.5;"):
+        moco.main([*few_digits, *checkpoint, "--queue", "50", "--temperature", "0.5"])
 
 
 @pytest.mark.slow

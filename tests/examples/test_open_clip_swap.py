@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,6 +55,16 @@ def test_the_example_learns(loss: str, root: Path, capsys: pytest.CaptureFixture
         assert new
         assert moved.issuperset(new), f"{set(new) - moved} did not move"
     assert f"loss {history[-1]:.3f}" in capsys.readouterr().out
+
+
+def test_the_heads_learn_on_in_locked_towers():
+    model = swapped()
+    for locked in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), model):
+        locked.lock_image_tower(unlocked_groups=0)
+        locked.lock_text_tower(unlocked_layers=0)
+        trained = {name for name, p in locked.named_parameters() if p.requires_grad}
+        heads = {name for name, _ in locked.named_parameters() if "ssl_head" in name or "text_projection" in name}
+        assert trained == {*heads, "logit_scale"}
 
 
 @pytest.mark.parametrize(("accumulate", "precision"), [(1, "amp_bfloat16"), (2, "fp32")])

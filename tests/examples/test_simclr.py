@@ -161,8 +161,25 @@ def test_missing_data_says_what_was_expected_where(data: str, message: str, tmp_
         simclr.main(["--data", data, "--root", str(tmp_path / "nowhere")])
 
 
+@pytest.mark.parametrize("content", [b"", b"no checkpoint"])
+def test_a_broken_checkpoint_is_named(content: bytes, folder: Path, tmp_path: Path):
+    (tmp_path / "run.pt").write_bytes(content)
+    with pytest.raises(SystemExit, match=r"^error: .*run\.pt is broken or no file of this example[^\n]*$"):
+        simclr.main(small_run(folder, "--checkpoint", str(tmp_path / "run.pt")))
+
+
 @pytest.mark.parametrize(
-    "option", ["--epochs=0", "--batch-size=1", "--batch-size=999", "--temperature=0", "--device=nowhere"]
+    "option",
+    [
+        "--picture=x.pn",
+        "--image-size=0",
+        "--lr=nan",
+        "--epochs=0",
+        "--batch-size=1",
+        "--batch-size=999",
+        "--temperature=0",
+        "--device=nowhere",
+    ],
 )
 def test_bad_numbers_are_refused(option: str, folder: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as exit_:
