@@ -20,9 +20,19 @@ def positive(name: str, value: object) -> float | Tensor:
     return number
 
 
-def fraction(name: str, value: object) -> float | Tensor:
-    """A number strictly between 0 and 1."""
+def not_negative(name: str, value: object) -> float | Tensor:
+    """A finite number of at least zero."""
     number = scalar(name, value)
+    if isinstance(number, Tensor) and not visible(number):
+        return number
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} must be at least 0, got {shown(value)}; pass a finite number")
+    return number
+
+
+def fraction(name: str, value: object) -> float:
+    """A number strictly between 0 and 1."""
+    number = float(scalar(name, value))
     if not 0 < number < 1:
         raise ValueError(f"{name} must lie strictly between 0 and 1, got {shown(value)}")
     return number

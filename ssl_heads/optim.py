@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ssl_heads import _check
 from ssl_heads.heads.gate import BayesianGate
 
 
@@ -38,9 +39,10 @@ def param_groups(
         >>> [(len(g["params"]), g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
         [(1, 0.001, 0.0), (2, 0.01, 0.01), (4, 0.01, 0.0)]
     """
-    for name, rate in (("lr", lr), ("weight_decay", weight_decay), ("gate_lr", gate_lr)):
-        if rate is not None and not rate >= 0:
-            raise ValueError(f"{name} must be at least 0, got {rate}")
+    _check.not_negative("lr", lr)
+    _check.not_negative("weight_decay", weight_decay)
+    if gate_lr is not None:
+        _check.not_negative("gate_lr", gate_lr)
     if not modules:
         raise ValueError("param_groups needs at least one module")
     for module in modules:

@@ -88,10 +88,10 @@ class MemoryQueue(nn.Module):
         """Put keys of shape (n, d), and optional ids of shape (n,), in the place of the oldest rows."""
         size, dim = self.rows.shape
         _check.tensor("keys", keys)
-        if keys.ndim != 2 or keys.shape[1] != dim:
+        if keys.ndim != 2 or keys.shape[1] != dim or not keys.is_floating_point():
             raise ValueError(
-                f"keys must have the width of the queue, shape (n, {dim}); got {tuple(keys.shape)} beside a queue of "
-                f"shape {(size, dim)}"
+                f"keys must be floating-point and have the width of the queue, shape (n, {dim}); got "
+                f"{tuple(keys.shape)} of {keys.dtype} beside a queue of shape {(size, dim)}"
             )
         _check.same_device("keys", keys, "the queue", self.rows)
         if ids is None:

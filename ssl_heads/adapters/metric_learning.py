@@ -67,8 +67,10 @@ class MetricLearning(nn.Module):
             loss = self.loss(z0, z1)
         else:
             _check.paired("embeddings", embeddings, "ref_emb", ref_emb)
-            ref_labels = labels if ref_labels is None else ref_labels
-            _check.tensor("ref_labels", ref_labels)
-            same_rows("labels", labels, "ref_labels", ref_labels.to(labels.device))
+            labels = _check.integers("labels", labels, len(embeddings), "embeddings", embeddings)
+            if ref_labels is not None:
+                _check.tensor("ref_labels", ref_labels)
+                theirs = _check.integers("ref_labels", ref_labels.to(labels.device), len(ref_emb), "ref_emb", ref_emb)
+                same_rows("labels", labels, "ref_labels", theirs)
             loss = self.loss(embeddings, ref_emb)
         return loss

@@ -5,6 +5,7 @@ from __future__ import annotations
 from einops import rearrange
 from torch import Tensor, nn
 
+from ssl_heads import _check
 from ssl_heads.adapters.calls import at_temperature, has_temperature, two_views
 from ssl_heads.losses.contrastive import InfoNCELoss, NTXentLoss, SupConLoss
 
@@ -75,6 +76,8 @@ class SoloLearnMoCo(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) -> Tensor:
         """Queries and keys of shape (n, d) and a queue of shape (d, K) to a scalar."""
+        _check.rows("query", query)
+        _check.tensor("queue", queue)
         if queue.ndim != 2 or queue.shape[0] != query.shape[-1]:
             raise ValueError(
                 f"solo-learn's queue holds one entry a column, shape (d, K) = ({query.shape[-1]}, K) beside a query of "

@@ -180,7 +180,7 @@ def delta_terms(
         >>> delta_terms(z, z, "nwj", NegativeDot(), clamp=8.0).clamp_rate
         tensor(1.)
     """
-    check_delta(kind, symmetric, ratio, clamp, gather, impl)
+    clamp = check_delta(kind, symmetric, ratio, clamp, gather, impl)
     shard = Shard.of(gather, group, z, w)
     _check.paired("z", z, "w", w)
     for name, correction in (("alpha", alpha), ("alpha_tilde", alpha_tilde)):
@@ -219,11 +219,11 @@ def delta_terms(
 LARGEST_CLAMP = 40.0
 
 
-def check_delta(kind: str, symmetric: bool, ratio: str, clamp: float, gather: str, impl: Impl) -> None:
-    """Raise ``ValueError`` for an unknown choice, or a choice that the kind does not have."""
+def check_delta(kind: str, symmetric: bool, ratio: str, clamp: float, gather: str, impl: Impl) -> float:
+    """The clamp as a number; ``ValueError`` for an unknown choice, or a choice that the kind does not have."""
     _check.choice("kind", kind, get_args(DeltaKind))
     _check.choice("ratio", ratio, get_args(Ratio))
-    _check.positive("clamp", clamp)
+    clamp = float(_check.positive("clamp", clamp))
     if clamp > LARGEST_CLAMP:
         raise ValueError(
             f"clamp must be at most {LARGEST_CLAMP}, so that sums of exp(2 clamp) stay finite; got {clamp}"
@@ -236,6 +236,7 @@ def check_delta(kind: str, symmetric: bool, ratio: str, clamp: float, gather: st
         raise ValueError(f"symmetric=True is a choice of kind='infonce'; {kind!r} treats rows and columns alike")
     if ratio == "linear" and kind != "scl":
         raise ValueError(f"ratio='linear' is a choice of kind='scl'; {kind!r} needs a ratio above zero")
+    return clamp
 
 
 def bounded_exp(x: Tensor, clamp: float) -> Tensor:

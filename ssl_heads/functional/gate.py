@@ -15,13 +15,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def check_probability(name: str, value: float) -> None:
-    """A number strictly between 0 and 1."""
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must lie strictly between 0 and 1, got {value}")
-
-
-def soft_gate(logits: Tensor, temperature: float = 1.0) -> Tensor:
+def soft_gate(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     r"""Open each gate by its probability, :math:`p = \sigma(a / T)`.
 
     Args:
@@ -38,11 +32,11 @@ def soft_gate(logits: Tensor, temperature: float = 1.0) -> Tensor:
         >>> soft_gate(torch.zeros(2))
         tensor([0.5000, 0.5000])
     """
-    _check.positive("temperature", temperature)
+    temperature = _check.positive("temperature", temperature)
     return torch.sigmoid(_at_least_float32(logits) / temperature).to(logits.dtype)
 
 
-def straight_through_gate(logits: Tensor, threshold: float = 0.5, temperature: float = 1.0) -> Tensor:
+def straight_through_gate(logits: Tensor, threshold: float = 0.5, temperature: float | Tensor = 1.0) -> Tensor:
     r"""Open a gate when its probability exceeds a threshold; differentiate as if the gate were the probability.
 
     .. math:: m = 1[p > t], \qquad \partial m / \partial a := p (1 - p) / T, \qquad p = \sigma(a / T)
@@ -68,15 +62,15 @@ def straight_through_gate(logits: Tensor, threshold: float = 0.5, temperature: f
         >>> straight_through_gate(torch.tensor([-1.0, 0.0, 1.0]))
         tensor([0., 0., 1.])
     """
-    check_probability("threshold", threshold)
-    _check.positive("temperature", temperature)
+    threshold = _check.fraction("threshold", threshold)
+    temperature = _check.positive("temperature", temperature)
     probability = torch.sigmoid(_at_least_float32(logits) / temperature)
     hard = (probability > threshold).to(probability.dtype)
     # (p - p) is exactly zero, so the sum is exactly the hard gate.
     return (hard + (probability - probability.detach())).to(logits.dtype)
 
 
-def concrete_gate(logits: Tensor, temperature: float = 1.0) -> Tensor:
+def concrete_gate(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     r"""Draw a relaxed Bernoulli gate (binary concrete), differentiable in its logits.
 
     .. math:: m = \sigma\bigl((a + \log u - \log(1 - u)) / T\bigr), \qquad u \sim \mathrm{Uniform}(0, 1)
@@ -102,7 +96,7 @@ def concrete_gate(logits: Tensor, temperature: float = 1.0) -> Tensor:
         >>> bool(((concrete_gate(torch.zeros(10_000)) > 0.5).float().mean() - 0.5).abs() < 0.02)
         True
     """
-    _check.positive("temperature", temperature)
+    temperature = _check.positive("temperature", temperature)
     a = _at_least_float32(logits)
     logistic = torch.logit(torch.rand_like(a), eps=1e-7)
     return torch.sigmoid((a + logistic) / temperature).to(logits.dtype)
@@ -138,7 +132,7 @@ def bernoulli_kl(logits: Tensor, prior: float) -> Tensor:
         >>> bernoulli_kl(torch.zeros(4, 3), prior=0.5)
         tensor(0.)
     """
-    check_probability("prior", prior)
+    prior = _check.fraction("prior", prior)
     if logits.dim() == 0:
         raise ValueError("bernoulli_kl takes logits (..., d); got a scalar")
     a = _at_least_float32(logits)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_heads import _check
+
 
 def default_eps(dtype: torch.dtype) -> float:
     """Norm at or below which a row of this dtype counts as zero: 1e-12 in float64, 1e-4 in float16, else 1e-6.
@@ -73,12 +75,10 @@ def safe_normalize(x: Tensor, eps: float | None = None) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
+    _check.tensor("x", x)
     if not x.is_floating_point() or x.dim() == 0:
         raise ValueError(f"safe_normalize takes floating rows (..., d); got {x.dtype} of shape {tuple(x.shape)}")
-    if eps is None:
-        eps = default_eps(x.dtype)
-    if not eps >= 0:
-        raise ValueError(f"eps must be at least 0; got {eps}")
+    eps = default_eps(x.dtype) if eps is None else float(_check.not_negative("eps", eps))
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return (x / row_norm(x, eps)).to(x.dtype)  # torch.func differentiates the expression itself
     y: Tensor = _SafeNormalize.apply(x, eps)

@@ -283,9 +283,9 @@ def tri_factor_spectral_two_towers(
 
 def _check_importance(importance: Tensor, z: Tensor) -> None:
     _check.tensor("importance", importance)
-    if importance.shape != z.shape[1:]:
+    if importance.shape != z.shape[1:] or not importance.is_floating_point():
         raise ValueError(
-            f"importance must hold one value a dimension, shape ({z.shape[1]},) for embeddings of shape "
-            f"{tuple(z.shape)}; got shape {tuple(importance.shape)}"
+            f"importance must hold one floating-point value a dimension, shape ({z.shape[1]},) for embeddings of shape "
+            f"{tuple(z.shape)}; got {importance.dtype} of shape {tuple(importance.shape)}"
         )
     _check.same_device("importance", importance, "z0", z)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ssl_heads import _check
 from ssl_heads.functional.gate import (
     bernoulli_kl,
-    check_probability,
     concrete_gate,
     soft_gate,
     straight_through_gate,
@@ -103,14 +102,11 @@ class BayesianGate(nn.Module):
         detach_features: bool = True,
     ) -> None:
         super().__init__()
-        check_probability("prior", prior)
-        check_probability("threshold", threshold)
-        _check.positive("temperature", temperature)
         _check.choice("estimator", estimator, ESTIMATORS)
         self.out_features = out_features
-        self.prior = prior
-        self.threshold = threshold
-        self.temperature = temperature
+        self.prior = _check.fraction("prior", prior)
+        self.threshold = _check.fraction("threshold", threshold)
+        self.temperature = _check.positive("temperature", temperature)
         self.estimator = estimator
         self.detach_features = detach_features
         hidden_features = in_features if hidden_features is None else hidden_features

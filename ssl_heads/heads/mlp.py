@@ -17,8 +17,7 @@ NORMS: Mapping[str | None, Callable[[int], nn.Module]] = MappingProxyType(
 
 def check_width(name: str, value: int) -> None:
     """A count of features or layers, at least one."""
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+    _check.at_least_one(name, value)
 
 
 class MLP(nn.Module):

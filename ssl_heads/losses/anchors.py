@@ -86,7 +86,9 @@ class OrthonormalAnchorRegression(GatheringLoss):
         if isinstance(basis, Tensor):
             anchors = _unit_anchors(basis, num_classes, dim)
         else:
-            anchors = class_anchors(num_classes, dim, basis, torch.Generator().manual_seed(seed))
+            anchors = class_anchors(
+                num_classes, dim, basis, torch.Generator().manual_seed(_check.integer("seed", seed))
+            )
         self.register_buffer("anchors", anchors)
         self.basis = "tensor" if isinstance(basis, Tensor) else basis
         self.distance, self.ignore_index = distance, ignore_index

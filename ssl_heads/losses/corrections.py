@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_heads import _check
 from ssl_heads.similarity import promote
 
 
@@ -72,7 +73,9 @@ class MLPCorrection(nn.Module):
 
     def __init__(self, dim: int, hidden: Sequence[int] = (64, 64)) -> None:
         super().__init__()
-        if min(dim, *hidden, 1) < 1:
+        if not isinstance(hidden, Sequence):
+            raise ValueError(f"hidden must be a list of widths, got {hidden!r}")
+        if min([_check.integer("dim", dim), *(_check.integer("a hidden width", width) for width in hidden)]) < 1:
             raise ValueError(f"widths must be at least 1, got dim={dim} and hidden={tuple(hidden)}")
         widths = [dim, *hidden]
         layers: list[nn.Module] = []

@@ -76,7 +76,7 @@ class DeltaContrast(GatheringLoss):
         impl: Impl = "auto",
     ) -> None:
         super().__init__(gather, group)
-        check_delta(kind, symmetric, ratio, clamp, gather, impl)
+        clamp = check_delta(kind, symmetric, ratio, clamp, gather, impl)
         if alpha == "auto":
             alpha = ScalarCorrection() if kind != "infonce" and ratio == "exp" else None
         dissimilarity = NegativeCosine() if dissimilarity is None else dissimilarity

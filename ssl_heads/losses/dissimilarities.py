@@ -102,6 +102,8 @@ class SquaredEuclidean(nn.Module):
 
     def __init__(self, factor: Tensor | None = None) -> None:
         super().__init__()
+        if factor is not None:
+            _check.tensor("factor", factor)
         if factor is not None and (factor.ndim != 2 or not factor.is_floating_point()):
             raise ValueError(f"factor must be a matrix (k, d), got {factor.dtype} of shape {tuple(factor.shape)}")
         if isinstance(factor, nn.Parameter):
@@ -147,10 +149,9 @@ class _Lp(nn.Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        exponent = _check.scalar("p", p)
-        if isinstance(exponent, Tensor) or not 1 <= exponent < math.inf:
+        self.p = float(_check.scalar("p", p))
+        if not 1 <= self.p < math.inf:
             raise ValueError(f"p must be a finite number of at least 1, got {p}")
-        self.p = exponent
 
     def measure(self, difference: Tensor) -> Tensor:
         """Differences (..., d) to (...)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -88,12 +87,10 @@ class TriFactorContrast(GatheringLoss):
         if importance is not None and not isinstance(importance, FeatureImportance):
             raise ValueError(f"importance must be a FeatureImportance, got {type(importance).__name__}")
         _check.choice("kind", kind, ("infonce", "spectral"))
-        if not 0 <= _check.scalar("decorrelation_weight", decorrelation_weight) < math.inf:
-            raise ValueError(f"decorrelation_weight must be a finite number of at least 0, got {decorrelation_weight}")
         check_impl(impl)
         self.importance = importance if importance is not None else FeatureImportance(dim)  # type: ignore[arg-type]
         self.kind, self.temperature = kind, _check.positive("temperature", temperature)
-        self.decorrelation_weight = decorrelation_weight
+        self.decorrelation_weight = _check.not_negative("decorrelation_weight", decorrelation_weight)
         self.two_towers, self.impl = two_towers, impl
         self._watched: tuple[int, Tensor] | None = None
         self._last_step, self._steps_unmoved, self._warned = 0, 0, False
