@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl_heads.metrics._inputs import as_tensor
 
 OVERSHOOT = 0.2  # of the range of values: interpolation leaves it by less, normalisation by more
-DARK = 16  # bytes that reach no further are not told from floats that were normalised
+DARK = 32  # floats of bytes reach further; values that were normalised, or that count to 16, do not
 
 
 def as_images(images: Any) -> tuple[Tensor, float]:
@@ -35,10 +35,10 @@ def _white(x: Tensor) -> float:
     low, high = float(x.min()), float(x.max())
     if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
         return 1.0
-    if low >= -OVERSHOOT * 255 and DARK <= high <= (1 + OVERSHOOT) * 255:
+    if low >= -OVERSHOOT * 255 and high <= (1 + OVERSHOOT) * 255 and (high >= DARK or not x.is_floating_point()):
         return 255.0
     raise ValueError(
-        f"images must lie in [0, 1] or [0, 255], got values from {low:.4g} to {high:.4g}; undo a normalisation first: "
+        f"images must fill [0, 1] or [0, 255], got {x.dtype} from {low:.4g} to {high:.4g}; undo a normalisation first: "
         "images * std + mean"
     )
 

@@ -141,8 +141,7 @@ def top_activating(
         raise ValueError(f"expected embeddings (n, d), a row an image; got {shapes}")
     refuse_rows_that_are_not_finite("embeddings", z)
     classes = None if labels is None else as_labels("labels", labels, "embeddings", z).cpu()
-    if classes is not None:
-        _check_names(class_names, classes)
+    _check_names(class_names, classes)
     rows = expected_activation(z).order[:8].tolist() if dims is None else as_integers("dims", dims).flatten().tolist()
     if not rows or not all(0 <= j < z.shape[1] for j in rows):
         raise ValueError(f"dims must lie in 0..{z.shape[1] - 1} and name at least one dimension; got {rows}")
@@ -205,10 +204,12 @@ def _pyplot() -> ModuleType:
         raise ImportError("ssl_heads.plots needs matplotlib: pip install 'ssl-heads[plots]'") from error
 
 
-def _check_names(class_names: Sequence[str] | Mapping[int, str] | None, classes: Tensor) -> None:
+def _check_names(class_names: Sequence[str] | Mapping[int, str] | None, classes: Tensor | None) -> None:
     """Each class that occurs has a name."""
     if class_names is None:
         return
+    if classes is None:
+        raise ValueError(f"class_names are of the classes in labels, and there are no labels; got {class_names!r}")
     known = class_names.keys() if isinstance(class_names, Mapping) else range(len(class_names))
     nameless = [c for c in torch.unique(classes).tolist() if c >= 0 and c not in known]
     if nameless:

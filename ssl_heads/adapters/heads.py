@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -89,8 +88,7 @@ class Floor(nn.Module):
     A row of zeros has none: it becomes epsilon in its last dimension, which leaves the other dimensions silent.
     The gradient passes as if a constant had been added: through the division it grows by at most 1 / epsilon.
 
-    In float16 the length is :math:`\sqrt{d \cdot 6.1 \cdot 10^{-5}}` if that is more: squares of smaller entries
-    vanish.
+    In float16 the length is 1/8 or more: squares of the entries of a shorter row vanish.
 
     Args:
         epsilon: The least length of a row.
@@ -113,13 +111,19 @@ class Floor(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Rows of shape (..., d) to rows of length epsilon or more."""
-        row, dim = z.detach(), z.shape[-1]
-        least = max(self.epsilon, math.sqrt(dim * torch.finfo(z.dtype).tiny))
-        length = torch.linalg.vector_norm(row, dim=-1, keepdim=True)
-        last = (torch.arange(dim, device=z.device) == dim - 1).to(z.dtype)
-        direction = torch.where(length > 0, row / length, last)
-        return z + torch.where(length < least, least * direction - row, 0.0)
+        return z + _missing_length(z.detach(), self.epsilon)
 
     def extra_repr(self) -> str:
         """The configuration."""
         return f"epsilon={self.epsilon}"
+
+
+@torch.fx.wrap  # torch.fx calls it as it is: the shape and the dtype decide
+def _missing_length(row: Tensor, epsilon: float) -> Tensor:
+    """What lengthens a row to epsilon; zero for a row that is longer."""
+    dim = row.shape[-1]
+    least = max(epsilon, 1 / 8) if row.dtype == torch.float16 else epsilon
+    length = torch.linalg.vector_norm(row, dim=-1, keepdim=True)
+    last = (torch.arange(dim, device=row.device) == dim - 1).to(row.dtype)
+    direction = torch.where(length > 0, row / length, last)
+    return torch.where(length < least, least * direction - row, 0.0)

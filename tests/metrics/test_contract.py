@@ -228,11 +228,13 @@ def test_what_is_no_matrix_is_refused_in_one_line(name: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("name", OF_EITHER)
-def test_inference_mode_and_a_default_device_change_nothing(name: str) -> None:
-    z = embeddings()
+def test_modes_and_a_default_device_change_nothing(name: str) -> None:
+    z = torch.randn(N, D, generator=torch.Generator().manual_seed(3))
     expected = list(numbers(OF_EITHER[name](z, LABELS)))
     with torch.inference_mode():
         assert list(numbers(OF_EITHER[name](z.clone(), LABELS))) == expected
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert list(numbers(OF_EITHER[name](z, LABELS))) == expected
     given = z.tolist() if name != "modal_class" else z
     with torch.device("meta"):
         found = OF_EITHER[name](given, LABELS.tolist())
