@@ -210,6 +210,8 @@ def _check_names(class_names: Sequence[str] | Mapping[int, str] | None, classes:
         return
     if classes is None:
         raise ValueError(f"class_names are of the classes in labels, and there are no labels; got {class_names!r}")
+    if not hasattr(class_names, "__getitem__"):
+        raise ValueError(f"class_names must be a list or a dict, from class to name; got {type(class_names).__name__}")
     known = class_names.keys() if isinstance(class_names, Mapping) else range(len(class_names))
     nameless = [c for c in torch.unique(classes).tolist() if c >= 0 and c not in known]
     if nameless:

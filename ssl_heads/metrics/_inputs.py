@@ -72,7 +72,8 @@ def as_integers(name: str, x: ArrayLike) -> Tensor:
     if x.is_floating_point() or x.is_complex():
         wrong = x[(x != x.real.round()) | ~x.isfinite()]
         if len(wrong) > 0:
-            raise ValueError(f"{name} must hold integers, got {wrong[0].item()}")
+            hint = "" if wrong[0].isfinite() else "; a label that is missing is -1"
+            raise ValueError(f"{name} must hold integers, got {wrong[0].item()}{hint}")
     return x.real.long()
 
 

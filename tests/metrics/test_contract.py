@@ -174,7 +174,7 @@ def test_a_row_without_a_label_is_left_out(name: str) -> None:
 
 LABELS_REFUSED: dict[str, tuple[Any, str]] = {
     "parts": (LABELS + 0.5, r"integers, got 0\.5"),
-    "NaN": (LABELS * math.nan, "integers, got nan"),
+    "NaN": (LABELS * math.nan, "integers, got nan; a label that is missing is -1"),
     "names": (["cat", "dog"] * (N // 2), r"text 'cat'; number the names: names = sorted\(set\("),
     "NumPy's names": (np.array(["cat", "dog"] * (N // 2)), r"text .*'cat'.*number the names"),
     "holes": ([None] * N, "got list"),
