@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ssl_heads import _check
 from ssl_heads.heads.gate import BayesianGate
+from ssl_heads.recomputing import recomputing
 
 
 class GatedHead(nn.Module):
@@ -41,7 +42,10 @@ class GatedHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Features of shape (..., h) to gated embeddings of shape (..., d)."""
         out = self.gate(features, self.head(features))
-        # evaluation calls as often as it likes; what it leaves behind is not mixed with the training that follows
+        embeddings: Tensor = out.embeddings
+        if recomputing():
+            return embeddings
+        # drop terms without a graph (evaluation), so that they are not averaged into the next training step
         going_on = out.kl.requires_grad and all(kl.requires_grad for kl in self._kl)
         self._kl = [*self._kl, out.kl] if going_on else [out.kl]
         if len(self._kl) > self.MOST_CALLS:
@@ -49,7 +53,6 @@ class GatedHead(nn.Module):
                 f"{self.MOST_CALLS} calls of GatedHead, and nobody took the divergence: add weight * head.take_kl() to "
                 "the loss, or gates have no prior"
             )
-        embeddings: Tensor = out.embeddings
         return embeddings
 
     def take_kl(self) -> Tensor:

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ssl_heads.adapters.calls import Penalty, check_takes, total, two_tower_terms, with_penalty
+from ssl_heads.adapters.calls import Penalty, check_takes, total, two_tower_terms, used_for_nothing, with_penalty
+from ssl_heads.adapters.hugging_face_model import ReturnsScale, promise_a_loss
 
 
 class HuggingFaceCLIP(nn.Module):
     """Trainer's ``compute_loss_func(outputs, labels, num_items_in_batch)`` for Hugging Face's CLIP and SigLIP models.
 
     The model gives embeddings that it normalised, and its ``logit_scale`` is the temperature, as in `OpenCLIP`. The
-    model divides by the length of a row with no epsilon, so a zero row, which non-negative heads do give, is NaN before
-    any loss sees it. It is named here: at once on the CPU, in a later step on a GPU, which is not waited for. `Floor`
-    after the head prevents it.
+    adapter changes the model in two ways. Its outputs also hold ``logit_scale`` (exponentiated) and ``logit_bias``, so
+    that whichever model is trained, its own scale counts, and they depend on every parameter that the loss borrows, as
+    DistributedDataParallel wants. The signature of its ``forward`` says ``return_loss=True``, so that Trainer evaluates
+    ``eval_loss``.
+
+    The model divides by the length of a row with no epsilon, so a zero row, which non-negative heads do give, is NaN
+    before any loss sees it. It is named here: at once on the CPU, in a later step on a GPU, which is not waited for.
+    `Floor` after the head prevents it.
 
     Args:
         loss: A loss of two views, a `CLIPLoss` or a `SigLIPLoss`.
-        model: The model, for its ``logit_scale`` and ``logit_bias``; it is not made a part of this module.
+        model: The model; it is not made a part of this module. For further ones see `attach`.
         penalty: Gives a scalar to add, for instance ``lambda: 3e-5 * head.take_kl()`` of a `GatedHead`.
         accumulation_steps: ``gradient_accumulation_steps`` of the Trainer, which leaves it to ``compute_loss_func`` to
-            divide by them.
+            divide by them. Not needed where batches have ``labels``: then Trainer says how many a step has.
 
     Raises:
-        ValueError: If the loss takes labels or the model has no ``logit_scale``; in forward if the outputs hold no
-            embeddings of two towers, or a row is not a number.
+        ValueError: If the loss takes labels, the model has no ``logit_scale`` or lacks parameters that the loss borrows
+            from an earlier one. In forward if the outputs hold no embeddings of two towers or come from a model that
+            was not attached, a row is not a number, or the batches of a step cannot be known.
 
     Example:
         >>> from types import SimpleNamespace
@@ -46,29 +55,57 @@ class HuggingFaceCLIP(nn.Module):
     ) -> None:
         super().__init__()
         check_takes(self, loss, "views", "towers")
-        if not isinstance(getattr(model, "logit_scale", None), Tensor):
-            raise ValueError(f"{type(model).__name__} has no logit_scale: this adapter is for CLIP and SigLIP models")
         if accumulation_steps < 1:
             raise ValueError(f"accumulation_steps must be at least 1, got {accumulation_steps}")
         self.loss, self.penalty, self.accumulation_steps = loss, penalty, accumulation_steps
-        self._model: tuple[Any] = (model,)  # in a tuple: the model's parameters are not this loss's
+        self._borrowed: tuple[str, ...] = ()
         self._seen_nan = Afterwards()
+        self._model: tuple[Any] = (self.attach(model),)  # in a tuple: the model's parameters are not this loss's
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Train this model too: ``Trainer(model_init=lambda: compute_loss.attach(build()), ...)``; returns it."""
+        if not isinstance(getattr(model, "logit_scale", None), Tensor):
+            raise ValueError(f"{type(model).__name__} has no logit_scale: this adapter is for CLIP and SigLIP models")
+        own = {id(p) for p in self.loss.parameters()}
+        borrowed = tuple(name for name, p in model.named_parameters() if id(p) in own)
+        if missing := set(self._borrowed) - set(borrowed):
+            raise ValueError(
+                f"the loss learns {', '.join(sorted(missing))} of another model: before attaching this one, give it "
+                "the same module, for instance model.importance = compute_loss.loss.importance"
+            )
+        self._borrowed = borrowed
+        model.register_forward_hook(ReturnsScale(borrowed))
+        promise_a_loss(model)
+        return model
 
     def forward(
         self, outputs: Any, labels: Tensor | None = None, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """The model's outputs to a scalar; pairs are their own labels, and their number is the loss's business."""
-        image, text = (getattr(outputs, name, None) for name in ("image_embeds", "text_embeds"))
+        """The model's outputs to a scalar; pairs are their own labels, which only count the rows of a step here."""
+        image, text = (named(outputs, name) for name in ("image_embeds", "text_embeds"))
         if image is None or text is None:
             raise ValueError(
                 f"the model's outputs hold no image_embeds and text_embeds, got {type(outputs).__name__}: pass "
                 "pixel_values and input_ids in each batch (remove_unused_columns=False keeps them)"
             )
         self._name_zero_rows(image, text)
+        scale, bias = self._scale_and_bias(outputs)
+        terms = two_tower_terms(self.loss, image, text, scale, bias)
+        loss = total(with_penalty(terms, self.penalty)) + used_for_nothing((scale, bias))
+        return loss * share_of_step(labels, num_items_in_batch, self.accumulation_steps)
+
+    def _scale_and_bias(self, outputs: Any) -> tuple[Tensor, Tensor | None]:
+        scale = named(outputs, "logit_scale")
+        if scale is not None:
+            return scale.mean(), named(outputs, "logit_bias")  # the replicas of DataParallel return one each
         (model,) = self._model
-        terms = two_tower_terms(self.loss, image, text, model.logit_scale.exp(), getattr(model, "logit_bias", None))
-        loss = total(with_penalty(terms, self.penalty))
-        return loss / self.accumulation_steps if torch.is_grad_enabled() else loss
+        if isinstance(outputs, Mapping) and not is_of(outputs, model):
+            raise ValueError(
+                "the outputs hold no logit_scale, so they come from a model that this adapter was not given, and its "
+                "temperature would not be learned: with model_init write "
+                "Trainer(model_init=lambda: compute_loss.attach(build()), ...)"
+            )
+        return model.logit_scale.exp(), getattr(model, "logit_bias", None)
 
     def _name_zero_rows(self, *embeddings: Tensor) -> None:
         if torch.compiler.is_compiling():
@@ -79,6 +116,57 @@ class HuggingFaceCLIP(nn.Module):
                 "with no epsilon, so a zero row becomes NaN: put ssl_heads.adapters.Floor() after the non-negative "
                 'head, or use activation="softplus", which is never zero'
             )
+
+
+def named(outputs: Any, name: str) -> Any:
+    """An output by its name, None where there is none."""
+    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+
+
+def is_of(outputs: Mapping[str, Any], model: Any) -> bool:
+    """Whether the model returned the outputs, before it was attached: its own scale is in their graph."""
+    logits = outputs.get("logits_per_image")
+    if logits is None or not logits.requires_grad or not model.logit_scale.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(logits.sum(), model.logit_scale, retain_graph=True, allow_unused=True)
+    return gradient is not None
+
+
+def share_of_step(
+    labels: Tensor | None, num_items_in_batch: Tensor | int | None, accumulation_steps: int
+) -> Tensor | float:
+    """The part of one optimiser's step that this batch is; the parts of a step sum to one.
+
+    Trainer leaves the division to ``compute_loss_func``. With labels it says how many there are in all batches of the
+    step and on all ranks, and multiplies by the ranks. Without, accelerate knows that the epoch ends in this step,
+    which then has the batches that are left over.
+    """
+    if num_items_in_batch is not None:
+        if labels is None:
+            raise ValueError(f"num_items_in_batch={num_items_in_batch} counts labels, and this batch has none")
+        return (labels != -100).sum() / torch.as_tensor(num_items_in_batch, device=labels.device).sum()
+    if not torch.is_grad_enabled():
+        return 1.0
+    accelerate = sys.modules.get("accelerate.state")
+    state: Any = None if accelerate is None else accelerate.GradientState()
+    loader: Any = None if state is None else state.active_dataloader
+    if loader is None:
+        return 1 / accumulation_steps
+    if accumulation_steps == 1:
+        if not state.sync_gradients and state.num_steps == 1:
+            raise ValueError(
+                "Trainer accumulates gradients, and each would count fully: pass "
+                "HuggingFaceCLIP(..., accumulation_steps=args.gradient_accumulation_steps)"
+            )
+        return 1.0
+    try:
+        left_over = len(loader) % accumulation_steps
+    except TypeError as error:
+        raise ValueError(
+            "the data set has no length, so the number of batches in its last step cannot be known: give each row a "
+            "labels entry, such as its index, and Trainer counts them"
+        ) from error
+    return 1 / left_over if left_over and loader.end_of_dataloader else 1 / accumulation_steps
 
 
 class Afterwards:

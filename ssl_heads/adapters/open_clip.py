@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import Tensor, nn
 
-from ssl_heads.adapters.calls import Penalty, check_takes, total, two_tower_terms, with_penalty
+from ssl_heads.adapters.calls import Penalty, check_takes, total, two_tower_terms, used_for_nothing, with_penalty
 
 
 class OpenCLIP(nn.Module):
@@ -54,10 +52,3 @@ class OpenCLIP(nn.Module):
         unused = used_for_nothing((logit_scale, logit_bias, *others.values()))
         terms = with_penalty({name: term + unused for name, term in terms.items()}, self.penalty)
         return terms if output_dict else total(terms)
-
-
-def used_for_nothing(values: Iterable[object]) -> Tensor | float:
-    """Zero, with a gradient of zero for each tensor: DistributedDataParallel waits for all that a model returned."""
-    tensors = [x for x in values if isinstance(x, Tensor) and x.is_floating_point()]
-    # a sum over no entries stays zero beside infinite ones, and reads nothing
-    return sum(x.reshape(-1)[:0].sum() for x in tensors)

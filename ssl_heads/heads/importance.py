@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ssl_heads.distributed.sharded import whole
 from ssl_heads.heads.mlp import check_width
 
 
@@ -48,12 +49,13 @@ class FeatureImportance(nn.Module):
 
     def forward(self) -> Tensor:
         """Return s, shape ``(dim,)``, float32 (float64 for a float64 parameter)."""
-        return nn.functional.softplus(self.theta.to(torch.promote_types(self.theta.dtype, torch.float32)))
+        theta = whole(self.theta)
+        return nn.functional.softplus(theta.to(torch.promote_types(theta.dtype, torch.float32)))
 
     @torch.no_grad()
     def order(self) -> Tensor:
         """Return the dimensions by descending importance, shape ``(dim,)``; equal ones keep their order."""
-        return torch.argsort(self.theta, descending=True, stable=True)
+        return torch.argsort(whole(self.theta), descending=True, stable=True)
 
     def extra_repr(self) -> str:
         """Name the width."""

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 import torch.utils.checkpoint
+from torch import nn
 
 from ssl_heads import BayesianGate, NonNegProjection
 from ssl_heads.adapters import GatedHead
@@ -39,6 +40,29 @@ def test_the_divergence_is_the_mean_over_the_calls_of_a_step() -> None:
     torch.testing.assert_close(z, [out.embeddings for out in expected])
     with pytest.raises(ValueError, match="take it once a step"):
         head.take_kl()
+
+
+@pytest.mark.parametrize("after", [nn.Identity(), nn.Linear(D, D)], ids=["alone", "with a layer after it"])
+@pytest.mark.parametrize("take_before_backward", [True, False])
+def test_a_recomputation_collects_nothing(after: nn.Module, take_before_backward: bool) -> None:
+    """Each step's divergence is that of its own calls, and trains the gate as without checkpointing."""
+    head, x = gated(), torch.randn(3, N, 16, requires_grad=True)
+    for features in x:
+        z = torch.utils.checkpoint.checkpoint(lambda f: after(head(f)), features, use_reentrant=False)
+        expected = head.gate(features, head.head(features)).kl
+        if take_before_backward:
+            kl = head.take_kl()
+            gradients = torch.autograd.grad(z.square().sum() + kl, list(head.gate.parameters()))
+            plain = torch.autograd.grad(
+                after(head.gate(features, head.head(features)).embeddings).square().sum() + expected,
+                list(head.gate.parameters()),
+            )
+            torch.testing.assert_close(gradients, plain, rtol=1e-4, atol=1e-5)
+        else:
+            z.square().sum().backward(retain_graph=True)
+            kl = head.take_kl()
+        torch.testing.assert_close(kl, expected)
+        assert not head._kl
 
 
 def test_evaluation_leaves_nothing_behind() -> None:

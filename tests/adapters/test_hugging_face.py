@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_heads import CLIPLoss, NonNegProjection, NTXentLoss, TriFactorContrast
+from ssl_heads import CLIPLoss, FeatureImportance, NonNegProjection, NTXentLoss, TriFactorContrast
 from ssl_heads.adapters import Floor, HuggingFaceCLIP
 from tests.adapters.support import D, N, unit
 
@@ -87,3 +90,127 @@ def test_the_model_is_not_a_part_of_the_loss(clip_model: nn.Module) -> None:
         HuggingFaceCLIP(CLIPLoss(), nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"no image_embeds and text_embeds.*remove_unused_columns=False"):
         loss(SimpleNamespace(text_embeds=unit(N, D)))
+
+
+# ---------------------------------------------------------------------------------------------------------- the Trainer
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Random drawings and texts, with or without a labels entry."""
+
+    def __init__(self, n: int, labels: bool = False, first: int = 0) -> None:
+        self.n, self.labels, self.first = n, labels, first
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        if i >= self.n:
+            raise IndexError(i)
+        generator = torch.Generator().manual_seed(self.first + i)
+        row = {
+            "pixel_values": torch.randn(3, 8, 8, generator=generator),
+            "input_ids": torch.randint(19, (5,), generator=generator),
+        }
+        return {**row, "labels": torch.tensor(i)} if self.labels else row
+
+
+class Unsized(torch.utils.data.IterableDataset):
+    def __init__(self, rows: Pairs) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return iter(self.rows)
+
+
+def trainer(loss: HuggingFaceCLIP, data: object, folder: Path, *, model: object = None, **options: object):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    arguments = {
+        "output_dir": str(folder), "report_to": "none", "remove_unused_columns": False, "use_cpu": True,
+        "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "optim": "sgd", "learning_rate": 0.0,
+        "max_grad_norm": 1e9, "num_train_epochs": 1, "per_device_train_batch_size": 4,
+    }  # fmt: skip
+    given = {"model": loss._model[0]} if model is None else {"model_init": model}
+    made = transformers.Trainer(
+        **given,
+        args=transformers.TrainingArguments(**{**arguments, **options}),
+        train_dataset=data,
+        compute_loss_func=loss,
+    )
+    made._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(data)
+    return made
+
+
+def gradients(loss: HuggingFaceCLIP, data: object, folder: Path, **options: object) -> list[float]:
+    """The norm of the gradient of each step."""
+    made = trainer(loss, data, folder, **options)
+    made.train()
+    return [float(entry["grad_norm"]) for entry in made.state.log_history if "grad_norm" in entry]
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_each_step_has_the_gradient_of_its_batches_also_the_last(
+    clip_model: nn.Module, labels: bool, tmp_path: Path
+) -> None:
+    """Steps of four batches, the last of an epoch has one or two: the mean over the batches there are."""
+
+    def loss(steps: int) -> HuggingFaceCLIP:
+        return HuggingFaceCLIP(CLIPLoss(), copy.deepcopy(clip_model), accumulation_steps=steps)
+
+    (alone,) = gradients(loss(1), Pairs(4, labels, first=16), tmp_path)
+    (two,) = gradients(loss(2), Pairs(8, labels, first=16), tmp_path, gradient_accumulation_steps=2)
+    accumulated = {"gradient_accumulation_steps": 4}
+    assert gradients(loss(4), Pairs(20, labels), tmp_path, **accumulated)[1] == pytest.approx(alone, rel=1e-4)
+    assert gradients(loss(4), Pairs(24, labels), tmp_path, **accumulated)[1] == pytest.approx(two, rel=1e-4)
+    if labels:  # Trainer counts, so nothing has to be passed
+        assert gradients(loss(1), Pairs(20, labels), tmp_path, **accumulated)[1] == pytest.approx(alone, rel=1e-4)
+
+
+def test_steps_whose_batches_cannot_be_known_are_refused(clip_model: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"accumulation_steps=args.gradient_accumulation_steps"):
+        gradients(HuggingFaceCLIP(CLIPLoss(), clip_model), Pairs(8), tmp_path, gradient_accumulation_steps=2)
+    options = {"gradient_accumulation_steps": 2, "max_steps": 1}
+    with pytest.raises(ValueError, match=r"no length.*give each row a labels entry"):
+        gradients(HuggingFaceCLIP(CLIPLoss(), clip_model, accumulation_steps=2), Unsized(Pairs(8)), tmp_path, **options)
+    assert gradients(HuggingFaceCLIP(CLIPLoss(), clip_model), Unsized(Pairs(8, labels=True)), tmp_path, **options)
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_evaluation_has_a_loss(clip_model: nn.Module, labels: bool, tmp_path: Path) -> None:
+    model = copy.deepcopy(clip_model)
+    made = trainer(HuggingFaceCLIP(CLIPLoss(), model), Pairs(8, labels), tmp_path, per_device_eval_batch_size=8)
+    found = made.evaluate(Pairs(8, labels))["eval_loss"]
+    rows = torch.utils.data.default_collate(list(Pairs(8)))
+    assert found == pytest.approx(model(**rows, return_loss=True).loss.item(), rel=1e-4)
+    assert model(**rows).loss is None, "called, the model does what it did"
+    for duplicate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(duplicate(**rows).logit_scale, model(**rows).logit_scale)
+        assert type(duplicate) is type(model)
+    made.save_model(str(tmp_path / "saved"))
+    assert type(clip_model).__name__ in (tmp_path / "saved" / "config.json").read_text()
+
+
+def test_the_temperature_of_the_model_in_training_learns(clip_model: nn.Module, tmp_path: Path) -> None:
+    """Trainer(model_init=...): another model than the one that the adapter was made with."""
+    loss = HuggingFaceCLIP(CLIPLoss(), copy.deepcopy(clip_model))
+    other = type(clip_model)(clip_model.config)
+    with pytest.raises(ValueError, match=r"model_init=lambda: compute_loss.attach\(build\(\)\)"):
+        trainer(loss, Pairs(8), tmp_path, model=lambda: other).train()
+    made = trainer(
+        loss, Pairs(8), tmp_path, model=lambda: loss.attach(type(clip_model)(clip_model.config)), learning_rate=0.01
+    )
+    made.train()
+    assert made.model.logit_scale != other.logit_scale
+
+
+def test_an_importance_moves_to_the_model_that_is_trained(clip_model: nn.Module) -> None:
+    first = copy.deepcopy(clip_model)
+    first.importance = FeatureImportance(D)
+    loss = HuggingFaceCLIP(TriFactorContrast(importance=first.importance), first)
+    second = copy.deepcopy(clip_model)
+    with pytest.raises(ValueError, match=r"learns importance.theta of another model.*model.importance = "):
+        loss.attach(second)
+    second.importance = first.importance
+    loss(loss.attach(second)(**batch())).backward()
+    assert second.importance.theta.grad.abs().sum() > 0

@@ -72,3 +72,15 @@ def test_compiled(pool: Callable[[int], Pool], gather: str) -> None:
     for value, gradient, compiled_value, compiled_gradient in pool(2).run(work.compiled, gather, (4, 3)):
         torch.testing.assert_close(compiled_value, value)
         assert_gradient_close(compiled_gradient, gradient, 1e-10)
+
+
+@pytest.mark.parametrize("wrap", ["ddp", "ddp, unused are looked for", "fsdp"])
+@pytest.mark.parametrize("adapter", ["hugging face", "open_clip"])
+def test_what_the_loss_borrows_from_the_model(pool: Callable[[int], Pool], adapter: str, wrap: str) -> None:
+    """An importance that the loss reads outside of the forward pass gets one process's gradient, in every step."""
+    if (adapter, wrap) == ("open_clip", "ddp, unused are looked for"):
+        pytest.skip("open_clip wraps its model without that setting")
+    for alone, wrapped in pool(2).run(work.borrowing, adapter, wrap, (4, 4)):
+        assert alone.keys() == wrapped.keys()
+        for name, expected in alone.items():
+            assert_gradient_close(wrapped[name], expected, 1e-4)

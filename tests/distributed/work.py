@@ -13,7 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl_heads import NTXentLoss, TriFactorContrast
+from ssl_heads import FeatureImportance, NTXentLoss, TriFactorContrast
+from ssl_heads.adapters import HuggingFaceCLIP, OpenCLIP
 from ssl_heads.distributed import Shard, all_gather_rows, all_reduce_sum, collectives
 from ssl_heads.functional import decorrelation, info_nce, nt_xent, sup_con
 
@@ -274,3 +275,50 @@ def largest_tensor(gather: str, size: int, width: int) -> int:
 
 def shard_facts(sizes: tuple[int, ...]) -> Shard:
     return Shard.of("all", None, own_rows(rows(sum(sizes)), sizes))
+
+
+# ------------------------------------------------------------------------ what a loss reads outside of the forward pass
+
+
+class WithImportance(nn.Module):
+    """A model of two towers that owns what its loss learns, as Hugging Face's Trainer and open_clip want it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = encoder().float()
+        self.logit_scale = nn.Parameter(torch.tensor([1.6]))
+        self.importance = FeatureImportance(5)
+
+    def forward(self, x0: Tensor, x1: Tensor) -> dict[str, Tensor]:
+        z0, z1 = (nn.functional.normalize(self.encoder(x), dim=1) for x in (x0, x1))
+        return {"image_features": z0, "text_features": z1, "logit_scale": self.logit_scale.exp()}
+
+
+class AsHuggingFace(WithImportance):
+    def forward(self, x0: Tensor, x1: Tensor) -> dict[str, Tensor]:
+        out = super().forward(x0, x1)
+        return {"image_embeds": out["image_features"], "text_embeds": out["text_features"]}
+
+
+def borrowing(adapter: str, wrap: str, sizes: tuple[int, ...]) -> list[dict[str, Tensor]]:
+    """The gradients of two steps in one process on all rows, and on the own rows as the trainers wrap the model."""
+    results = []
+    for on in ("alone", wrap):
+        model: nn.Module = AsHuggingFace() if adapter == "hugging face" else WithImportance()
+        gather = "none" if on == "alone" else "all"
+        inner = TriFactorContrast(importance=model.importance, two_towers=True, gather=gather)
+        loss = HuggingFaceCLIP(inner, model) if adapter == "hugging face" else OpenCLIP(inner)
+        named = dict(model.named_parameters())
+        if on.startswith("ddp"):
+            model = DistributedDataParallel(model, find_unused_parameters=on == "ddp, unused are looked for")
+        elif on != "alone":
+            mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+            fully_shard(model, mesh=mesh, reshard_after_forward=True)
+            named = dict(model.named_parameters())
+        for x0, x1 in batches(sizes, 2):
+            x0, x1 = (x.float() if on == "alone" else own_rows(x.float(), sizes) for x in (x0, x1))
+            out = model(x0, x1)
+            (loss(**out) if adapter == "open_clip" else loss(out)).backward()
+        grads = {name: p.grad for name, p in named.items()}
+        results.append({name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in grads.items()})
+    return results
