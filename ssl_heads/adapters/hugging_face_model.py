@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import is_dataclass, make_dataclass
+from dataclasses import make_dataclass
 from functools import cache, reduce
 from typing import Any
 
@@ -37,7 +37,7 @@ class ReturnsScale:
         read = (reduce(getattr, name.split("."), model) for name in self.borrowed)
         found["logit_scale"] = scale + used_for_nothing(read)
         found.setdefault("logit_bias", getattr(model, "logit_bias", None))
-        return with_scale(kind)(**found) if is_dataclass(outputs) else kind(found)
+        return with_scale(kind)(**found) if hasattr(kind, "__dataclass_fields__") else kind(found)
 
 
 @cache
