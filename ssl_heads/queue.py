@@ -35,7 +35,7 @@ class MemoryQueue(nn.Module):
 
     Attributes:
         rows: Shape (K, d), the queue for `InfoNCELoss`. No gradient reaches it.
-        ids: Shape (K,), what `enqueue` was given beside each row, -1 where nothing was.
+        ids: Shape (K,), what `enqueue` was given beside each row, -1 (none, to a loss too) where nothing was.
 
     Raises:
         ValueError: If size or dim is below 1 or the start is unknown; in `enqueue` if keys have another width.

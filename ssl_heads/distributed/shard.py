@@ -140,7 +140,8 @@ class Pairs(NamedTuple):
 
     Attributes:
         shard: Where the samples lie.
-        ids: Integers of all N samples, in rank order, or None.
+        ids: Integers of all N samples, in rank order, or None. Equal ones belong together, -1 and -1 as well: see
+            `ssl_heads.functional.groups.group_index`.
         keep_equal: Leave out the samples with *different* ids instead.
     """
 
