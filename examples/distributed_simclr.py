@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from common import contents_of, one_line_errors, read, same_settings, writable_folder, write
 from images import Split, augment, load, pixels
-from simclr import WEIGHT_DECAY, WIDTH, small_convnet, warmup_then_cosine
+from simclr import WEIGHT_DECAY, WIDTH, check_batch, small_convnet, warmup_then_cosine
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -119,8 +119,7 @@ def check(images: int, args: argparse.Namespace, world: int) -> None:
     for name in ("steps", "batch_size", "log_every", "save_every", "stop_after", "lr", "temperature"):
         if not 0 < getattr(args, name) < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
-    if args.batch_size > images:
-        raise ValueError(f"--batch-size {args.batch_size} is more than the {images} training images")
+    check_batch(args.batch_size, images)
     smallest, least = images // batches_of(images, args), 2 * world  # an image alone has no negatives
     if smallest < least:
         what = f"--batch-size {args.batch_size} makes batches of {smallest} of {images} images"

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import torch
+from common import one_line_errors
 from images import augment, load, pixels
 from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.losses import MultipleLosses, TripletMarginLoss
@@ -76,4 +77,5 @@ def main(argv: list[str] | None = None) -> tuple[nn.Module, list[float], float]:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from common import contents_of, one_line_errors, same_settings, write
 from distributed_simclr import equal_on_every_rank, from_rank_0, on_every_rank, process_group
 from images import Split, augment, load, pixels
-from simclr import WIDTH, small_convnet
+from simclr import WIDTH, check_batch, small_convnet
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -49,13 +50,12 @@ class MoCo(nn.Module):
 
 def load_and_check(args: argparse.Namespace, world: int) -> tuple[Split, Split]:
     for name in ("epochs", "queue", "temperature"):
-        if not 0 < getattr(args, name) < float("inf"):
+        if not 0 < getattr(args, name) < math.inf:
             raise ValueError(f"--{name} must be positive, got {getattr(args, name)}")
     if args.batch_size % world or args.batch_size < 4 * world:  # batch norm needs two images in each half of a part
         raise ValueError(f"--batch-size must be {world} equal parts of at least 4 images, got {args.batch_size}")
     train, test = load(args.data, Path("data"), args.download, image_size=64)
-    if args.batch_size > len(train.images):
-        raise ValueError(f"--batch-size {args.batch_size} is more than the {len(train.images)} training images")
+    check_batch(args.batch_size, len(train.images))
     return train, test
 
 

@@ -69,9 +69,9 @@ def test_data_that_one_rank_has_not_is_refused_on_all(two: Pool, folders: list[P
     assert two.run(ranks.load, [folders[0], folders[0]], options) == [None, None]
     for why in refusals(two, ranks.load, [folders[0], folders[0]], ["--batch-size", "3"]):
         assert "--batch-size 3 makes batches of 2 of 16 images; 2 processes need 4, two each" in why
-    for i in range(10):
-        path = folders[1] / f"{i // 5}" / f"{i}.png"
+    for i in range(14):
+        path = folders[1] / f"{i // 7}" / f"{i}.png"
         path.parent.mkdir(exist_ok=True)
         Image.new("L", (8, 8), 10 * i).save(path)
     for why in refusals(two, ranks.load, folders, options):
-        assert "the ranks were started with other options or data: [16, 8]" in why
+        assert "the ranks were started with other options or data: [16, 12]" in why

@@ -78,7 +78,7 @@ def test_a_stopped_run_continues_as_if_it_had_not(few_digits: list[str], tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--batch-size", "999"], "--batch-size 999 is more than the 200 training images"),
+        (["--batch-size", "999"], "--batch-size must lie between 2 and the 200 training images, got 999"),
         (["--batch-size", "3"], "--batch-size must be 1 equal parts of at least 4 images, got 3"),
         (["--queue", "0"], "--queue must be positive, got 0"),
         (["--temperature", "0"], "--temperature must be positive, got 0"),

@@ -62,3 +62,11 @@ def test_bad_numbers_and_missing_packages_are_named(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(openmoji.PACKAGES, "no_such_module", "no-such-package")
     with pytest.raises(ImportError, match="pip install no-such-package"):
         openmoji.pairs(16, tmp_path)
+
+
+def test_a_kept_file_that_is_cut_off_is_named(tmp_path: Path):
+    openmoji.pairs(8, tmp_path, limit=2)
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"{kept.name} is broken or no file of this example; remove it"):
+        openmoji.pairs(8, tmp_path, limit=2)
