@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 Gather = Literal["none", "all", "ring"]
 """Whose rows a loss compares: those of this rank, or those of all ranks, gathered or travelling."""
 
+GATHERS = get_args(Gather)
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_gather(gather: str) -> None:
     """Raise ``ValueError`` for an unknown way of gathering."""
-    _check.choice("gather", gather, get_args(Gather))
+    _check.choice("gather", gather, GATHERS)
 
 
 class Shard(NamedTuple):

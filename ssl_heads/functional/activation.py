@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,15 +23,13 @@ def _silu_backward(grad: Tensor, z: Tensor) -> Tensor:
 
 
 # Each entry maps (upstream gradient, z) to upstream gradient * surrogate'(z).
-SURROGATE_GRADIENTS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
-    {
-        "gelu": lambda grad, z: aten.gelu_backward(grad, z),
-        "silu": _silu_backward,
-        # Above the threshold the kernel returns 1; at 40 that is exact in float64.
-        "softplus": lambda grad, z: aten.softplus_backward(grad, z, 1.0, 40.0),
-        "leaky": lambda grad, z: aten.leaky_relu_backward(grad, z, 0.01, False),
-    }
-)
+SURROGATE_GRADIENTS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gelu": lambda grad, z: aten.gelu_backward(grad, z),
+    "silu": _silu_backward,
+    # Above the threshold the kernel returns 1; at 40 that is exact in float64.
+    "softplus": lambda grad, z: aten.softplus_backward(grad, z, 1.0, 40.0),
+    "leaky": lambda grad, z: aten.leaky_relu_backward(grad, z, 0.01, False),
+}
 
 
 class _RepReLU(torch.autograd.Function):
@@ -100,19 +97,17 @@ def rep_relu(z: Tensor, surrogate: str = "gelu") -> Tensor:
     return output
 
 
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {
-        "relu": torch.relu,
-        "rep_relu": rep_relu,
-        "rep_relu_silu": partial(rep_relu, surrogate="silu"),
-        "rep_relu_softplus": partial(rep_relu, surrogate="softplus"),
-        "rep_relu_leaky": partial(rep_relu, surrogate="leaky"),
-        "softplus": softplus,
-        "sigmoid": torch.sigmoid,
-        "exp": torch.exp,
-        "square": torch.square,
-    }
-)
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "rep_relu": rep_relu,
+    "rep_relu_silu": partial(rep_relu, surrogate="silu"),
+    "rep_relu_softplus": partial(rep_relu, surrogate="softplus"),
+    "rep_relu_leaky": partial(rep_relu, surrogate="leaky"),
+    "softplus": softplus,
+    "sigmoid": torch.sigmoid,
+    "exp": torch.exp,
+    "square": torch.square,
+}
 
 
 def apply_activation(z: Tensor, name: str) -> Tensor:

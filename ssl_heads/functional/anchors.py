@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Basis = Literal["qr", "identity", "etf", "grassmannian"]
 Distance = Literal["cosine", "euclidean", "manhattan"]
+BASES, DISTANCES = get_args(Basis), get_args(Distance)
 
 
 def anchor_regression(
@@ -70,7 +71,7 @@ def anchor_regression(
     shard = Shard.of(gather, group, embeddings)
     _check.rows("embeddings", embeddings)
     labels = _check.integers("labels", labels, len(embeddings), "embeddings", embeddings)
-    _check.choice("distance", distance, get_args(Distance))
+    _check.choice("distance", distance, DISTANCES)
     _check.rows("anchors", anchors)
     _check.same_width("embeddings", embeddings, "anchors", anchors)
     labelled = (labels != NONE) & (labels != ignore_index)
@@ -123,7 +124,7 @@ def class_anchors(num_classes: int, dim: int, basis: Basis = "qr", generator: to
                 [-0.5000,  1.0000, -0.5000],
                 [-0.5000, -0.5000,  1.0000]])
     """
-    _check.choice("basis", basis, get_args(Basis))
+    _check.choice("basis", basis, BASES)
     num_classes, dim = _check.at_least_one("num_classes", num_classes), _check.at_least_one("dim", dim)
     room = {"qr": dim, "identity": dim, "etf": dim + 1}.get(basis, num_classes)
     if num_classes > room:

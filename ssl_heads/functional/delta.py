@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DeltaKind = Literal["nce", "infonce", "scl", "nwj"]
 Ratio = Literal["exp", "linear"]
+KINDS, RATIOS = get_args(DeltaKind), get_args(Ratio)
 
 BLOCK_ELEMENTS = 2**21
 """Largest number of elements of a block of rows against all columns, before it is reduced."""
@@ -221,8 +222,8 @@ LARGEST_CLAMP = 40.0
 
 def check_delta(kind: str, symmetric: bool, ratio: str, clamp: float, gather: str, impl: Impl) -> float:
     """The clamp as a number; ``ValueError`` for an unknown choice, or a choice that the kind does not have."""
-    _check.choice("kind", kind, get_args(DeltaKind))
-    _check.choice("ratio", ratio, get_args(Ratio))
+    _check.choice("kind", kind, KINDS)
+    _check.choice("ratio", ratio, RATIOS)
     clamp = float(_check.positive("clamp", clamp))
     if clamp > LARGEST_CLAMP:
         raise ValueError(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 from einops import pack, unpack
 from torch import Tensor, nn
 
 from ssl_heads import _check
 
-NORMS: Mapping[str | None, Callable[[int], nn.Module]] = MappingProxyType(
-    {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, None: nn.Identity}
-)
+NORMS: Mapping[str | None, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm1d,
+    "layer": nn.LayerNorm,
+    None: nn.Identity,
+}
 
 
 def check_width(name: str, value: int) -> None:

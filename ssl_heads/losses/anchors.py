@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed
 
 from ssl_heads import _check, functional
 from ssl_heads.distributed import Gather
-from ssl_heads.functional.anchors import Basis, Distance, class_anchors
+from ssl_heads.functional.anchors import DISTANCES, Basis, Distance, class_anchors
 from ssl_heads.functional.groups import NONE
 from ssl_heads.losses.gathering import GatheringLoss
 
@@ -79,7 +79,7 @@ class OrthonormalAnchorRegression(GatheringLoss):
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(gather, group)
-        _check.choice("distance", distance, get_args(Distance))
+        _check.choice("distance", distance, DISTANCES)
         num_classes, dim = _check.at_least_one("num_classes", num_classes), _check.at_least_one("dim", dim)
         if 0 <= _check.integer("ignore_index", ignore_index) < num_classes:
             raise ValueError(f"ignore_index must not be a class, 0..{num_classes - 1}; got {ignore_index}")

@@ -29,6 +29,8 @@ from ssl_heads.similarity.exclusion import Exclusion
 Impl = Literal["auto", "dense", "tiled", "triton"]
 """How the matrix is reduced: ``auto`` decides from the tensors of each call; an explicit choice never falls back."""
 
+IMPLS = get_args(Impl)
+
 DENSE_UP_TO = 128 * 128
 """Largest number of pairs that `auto` stores: below it one small matrix is faster than tiles."""
 
@@ -49,7 +51,7 @@ __all__ = [
 
 def check_impl(impl: str) -> None:
     """Raise ``ValueError`` for an unknown implementation."""
-    _check.choice("impl", impl, get_args(Impl))
+    _check.choice("impl", impl, IMPLS)
 
 
 def refuse_tangents(*tensors: Tensor | float | None) -> None:
@@ -66,10 +68,15 @@ def promote(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def has_autocast(device: str) -> bool:
+    """Whether the device has an autocast; torch 2.6 cannot ask while it compiles, which it does for no other device."""
+    return device != "meta" and (torch.compiler.is_compiling() or torch.amp.is_autocast_available(device))
+
+
 def product_dtype(*rows: Tensor) -> torch.dtype:
     """What kernels may round these rows to for their products: autocast's dtype where it is on, else their widest."""
     device = rows[0].device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if has_autocast(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return functools.reduce(torch.promote_types, [x.dtype for x in rows])
 
