@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
@@ -29,7 +30,8 @@ def check_gather(gather: str) -> None:
     _check.choice("gather", gather, GATHERS)
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """Where the rows of this rank lie in the batch of all ranks.
 
     Attributes:
@@ -158,7 +160,7 @@ class Pairs(NamedTuple):
             return exclusion
         query_ids = repeat(self.ids[self.shard.own], "n -> (views n)", views=query_views)
         key_ids = repeat(self.ids[self.shard.span(rank)], "n -> (views n)", views=key_views)
-        return exclusion._replace(query_ids=query_ids, key_ids=key_ids, keep_equal=self.keep_equal)
+        return exclusion.with_ids(query_ids, key_ids, self.keep_equal)
 
     def with_all(self, key_views: int) -> Exclusion:
         """One view of the own rows against the rows of all ranks, stacked view by view."""
@@ -167,4 +169,4 @@ class Pairs(NamedTuple):
             return exclusion
         query_ids = self.ids[self.shard.own].contiguous()
         key_ids = repeat(self.ids, "n -> (views n)", views=key_views)
-        return exclusion._replace(query_ids=query_ids, key_ids=key_ids, keep_equal=self.keep_equal)
+        return exclusion.with_ids(query_ids, key_ids, self.keep_equal)

@@ -144,7 +144,7 @@ def nt_xent_of_rows(
         exclusion = Exclusion.modulo(shard.rows)
         if ids is not None:
             both = repeat(ids, "n -> (views n)", views=2)
-            exclusion = exclusion._replace(query_ids=both, key_ids=both)
+            exclusion = exclusion.with_ids(both, both)
         log_sum = similarity.self_log_sum_exp(
             u, scale, weight=importance, exclusion=exclusion, bound=bound, dtype=shard.dtype, impl=impl
         )
@@ -252,7 +252,9 @@ def log_sum_of_negatives(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-sum-exp of the own rows over all keys but their own, and on request of the own keys over all other rows."""
     if shard.alone:
-        exclusion = Exclusion.diagonal(len(query), len(key))._replace(query_ids=ids, key_ids=ids)
+        exclusion = Exclusion.diagonal(len(query), len(key))
+        if ids is not None:
+            exclusion = exclusion.with_ids(ids, ids)
         return similarity.log_sum_exp(
             query, key, scale, exclusion=exclusion, columns=columns, bound=bound, dtype=shard.dtype, impl=impl
         )

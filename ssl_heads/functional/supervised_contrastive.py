@@ -96,7 +96,7 @@ def _positives_inside(
     bound = cosine_bound(scale, normalize=True)
     if shard.alone:
         different = Exclusion.equal_ids(classes)
-        same = Exclusion.modulo(len(u))._replace(query_ids=classes, key_ids=classes, keep_equal=True)
+        same = Exclusion.modulo(len(u)).with_ids(classes, classes, keep_equal=True)
         negative, positive = (
             similarity.self_log_sum_exp(u, scale, exclusion=kept, bound=bound, dtype=shard.dtype, impl=impl)
             for kept in (different, same)
@@ -104,7 +104,7 @@ def _positives_inside(
     else:
         of_all = Pairs(shard, classes)
         negative, _ = distributed.log_sum_exp(u, u, scale, of_all, bound=bound, impl=impl)
-        of_all = of_all._replace(keep_equal=True)
+        of_all = Pairs(shard, classes, keep_equal=True)
         positive, _ = distributed.log_sum_exp(u, u, scale, of_all, bound=bound, impl=impl)
     # a row without a positive takes itself for one: it does not count, unless it is NaN
     return against_negatives(negative, torch.where(others > 0, positive, row_dots(u, u)))

@@ -50,6 +50,10 @@ class Exclusion(NamedTuple):
         """Rows and columns with equal ids leave each other out."""
         return cls(query_ids=query_ids, key_ids=query_ids if key_ids is None else key_ids)
 
+    def with_ids(self, query_ids: Tensor, key_ids: Tensor, keep_equal: bool = False) -> Exclusion:
+        """The same diagonals, and also the pairs with equal ids; with ``keep_equal`` those with different ids."""
+        return Exclusion(self.offset, self.period, query_ids, key_ids, keep_equal)
+
     def diagonals(self, rows: slice, columns: slice) -> Iterator[int]:
         """Diagonals of the tile ``rows x columns`` that are left out, in the tile's own numbering."""
         if self.period == 0:
