@@ -41,9 +41,10 @@ def load(name: str, root: Path, download: bool, image_size: int) -> tuple[Split,
     kind = TORCHVISION[name]
     try:
         train, test = (kind(str(root), train=train, download=download) for train in (True, False))
-    except RuntimeError as error:
+    except Exception as error:  # missing files, files cut off and downloads that fail each raise something else
         where = root / ("FashionMNIST/raw" if name == "fashion-mnist" else kind.base_folder)
-        raise ValueError(f"no {name} in {where}: put torchvision's files there, or add --download") from error
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"no {name} in {where}: put torchvision's files there, or add --download ({why})") from error
     return as_split(train), as_split(test)
 
 

@@ -217,6 +217,9 @@ def test_fashion_mnist_files(digits: images.Split, tmp_path: Path):
     assert torch.equal(train.images, digits.images[:300])
     assert torch.equal(test.images, digits.images[300:])
     assert torch.equal(test.labels, digits.labels[300:])
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=r"no fashion-mnist in .*raw: put torchvision's files there"):
+        images.load("fashion-mnist", tmp_path, download=False, image_size=0)
 
 
 @pytest.mark.parametrize(
