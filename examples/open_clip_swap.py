@@ -33,8 +33,10 @@ def clip(sigmoid: bool) -> nn.Module:
 
 
 def swap_heads(model: nn.Module, width: int = WIDTH) -> None:
-    # --- swap: `visual.proj` is a Parameter, so the head follows the tower, which keeps all its attributes
-    model.visual.add_module("ssl_head", nn.Sequential(NonNegProjection(width, 2 * width, width), Floor()))
+    # --- swap: `visual.proj` is a Parameter, so the head follows the tower, which keeps all its attributes. The head is
+    # a part of the model and not of the tower, which only knows it: --lock-image freezes whatever is in the tower
+    model.ssl_head = nn.Sequential(NonNegProjection(width, 2 * width, width), Floor())
+    object.__setattr__(model.visual, "ssl_head", model.ssl_head)
     model.visual.register_forward_hook(through_head)
     model.visual.lock = partial(lock_image, model.visual)
     model.lock_text_tower = partial(lock_text, model)

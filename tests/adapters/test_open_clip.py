@@ -72,3 +72,24 @@ def test_what_open_clip_leaves_out_is_named() -> None:
         OpenCLIP(SigLIPLoss())(unit(N, D), unit(N, D), torch.tensor(5.0))
     with pytest.raises(ValueError, match=r"same shape \(n, d\), got \(6, 8\) and \(6, 7\)"):
         OpenCLIP(NTXentLoss())(unit(N, D), unit(N, D - 1), torch.tensor(5.0))
+
+
+def test_open_clip_s_captioning_and_distillation_losses_stay() -> None:
+    open_clip = pytest.importorskip("open_clip")
+    image, text, teacher = unit(N, D), unit(N, D), unit(N, D)
+    towers = {"image_features": image, "text_features": text, "logit_scale": torch.tensor(5.0)}
+    captions = {"logits": torch.randn(N, 7, 50, requires_grad=True), "labels": torch.randint(1, 50, (N, 7))}
+    teachers = {"dist_image_features": teacher, "dist_text_features": image, "dist_logit_scale": torch.tensor(4.0)}
+    for theirs, others in (
+        (open_clip.CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=0.5), captions),
+        (open_clip.loss.DistillClipLoss(), teachers),
+    ):
+        expected = theirs(**towers, **others, output_dict=True)
+        ours = OpenCLIP(CLIPLoss(), beside=theirs)(**towers, **others, output_dict=True)
+        torch.testing.assert_close(ours, expected)
+        total = OpenCLIP(CLIPLoss(), beside=theirs)(**towers, **others)
+        torch.testing.assert_close(total, sum(expected.values()))
+        with pytest.raises(ValueError, match=r"labels|dist_image_features.*beside=open_clip.create_loss\(args\)"):
+            OpenCLIP(CLIPLoss())(**towers, **others)
+    OpenCLIP(CLIPLoss(), beside=open_clip.CoCaLoss(2.0, 0.5))(**towers, **captions).backward()
+    assert captions["logits"].grad.abs().sum() > 0

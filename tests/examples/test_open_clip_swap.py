@@ -23,9 +23,9 @@ from ssl_heads.adapters import Floor, OpenCLIP  # noqa: E402
 from ssl_heads.optim import param_groups  # noqa: E402
 
 NEW = {
-    "clip": ("visual.ssl_head.", "text_projection."),
-    "siglip": ("visual.ssl_head.", "text_projection.", "logit_bias"),
-    "tricl": ("visual.ssl_head.", "text_projection.", "importance."),
+    "clip": ("ssl_head.", "text_projection."),
+    "siglip": ("ssl_head.", "text_projection.", "logit_bias"),
+    "tricl": ("ssl_head.", "text_projection.", "importance."),
 }
 
 
@@ -116,7 +116,7 @@ def test_a_checkpoint_goes_back_into_a_swapped_model_only(batch: tuple[Tensor, T
     model = swapped().eval()
     torch.manual_seed(1)
     other = example.clip(sigmoid=False)
-    with pytest.raises(RuntimeError, match=r'Missing.*"text_projection"(?s:.)*Unexpected.*"visual\.ssl_head'):
+    with pytest.raises(RuntimeError, match=r'Missing.*"text_projection"(?s:.)*Unexpected.*"ssl_head'):
         other.load_state_dict(model.state_dict())
     example.swap_heads(other)
     other.load_state_dict(model.state_dict())
@@ -153,7 +153,7 @@ def test_zero_rows_need_the_floor(batch: tuple[Tensor, Tensor]):
     small = batch[0][:32], batch[1][:32]
     assert grad_norm(swapped(), small) < 100
     bare = swapped()
-    bare.visual.ssl_head = bare.visual.ssl_head[0]
+    del bare.ssl_head[1]
     assert grad_norm(bare, small) > 1e6
     zero = torch.zeros(1, 64, dtype=torch.float16)
     assert nn.functional.normalize(zero, dim=-1).isnan().all(), "then fp16 needs no floor any more: tell the page"
@@ -187,3 +187,25 @@ def test_importance_that_no_optimiser_holds_is_reported():
         optimizer.step()
     with pytest.warns(UserWarning, match="importance has not changed"):
         loss(image, text, torch.tensor(14.3))
+
+
+@pytest.mark.parametrize("unlocked", [0, 1, 2])
+def test_a_locked_tower_leaves_the_new_head_to_train(unlocked: int, batch: tuple[Tensor, Tensor]):
+    """--lock-image, before the swap or after it."""
+    for model in (swapped(), copy.deepcopy(swapped())):
+        model.lock_image_tower(unlocked_groups=unlocked)
+        assert all(p.requires_grad for p in model.ssl_head.parameters())
+        assert not model.visual.conv1.weight.requires_grad
+        assert model.visual.ssl_head is model.ssl_head
+        CLIPLoss()(**model(*(x[:16] for x in batch))).backward()
+        assert all(p.grad is not None for p in model.ssl_head.parameters())
+
+
+def test_a_swapped_model_is_copied_pickled_and_compiled(batch: tuple[Tensor, Tensor]):
+    model, small = swapped().eval(), tuple(x[:4] for x in batch)
+    expected = model(*small)["image_features"]
+    for duplicate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert duplicate.visual.ssl_head is duplicate.ssl_head is not model.ssl_head
+        torch.testing.assert_close(duplicate(*small)["image_features"], expected)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*small)["image_features"], expected)
