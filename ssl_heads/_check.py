@@ -7,7 +7,9 @@ import numbers
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ssl_heads._modes import saveable
 
 
 def positive(name: str, value: object) -> float | Tensor:
@@ -40,7 +42,10 @@ def fraction(name: str, value: object) -> float:
 
 def visible(x: Tensor) -> bool:
     """Whether a look at the data waits for no device and breaks no graph."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    # subclasses, as FakeTensor, may have no data; torch.func allows no look at it
+    return type(x) in (Tensor, nn.Parameter) and not torch._C._are_functorch_transforms_active()
 
 
 def scalar(name: str, value: object) -> float | Tensor:
@@ -148,7 +153,7 @@ def integers(name: str, x: object, count: int, owner: str, of: Tensor) -> Tensor
             + ("" if whole else f"; pass torch.as_tensor({name}).long()")
         )
     same_device(name, x, owner, of)
-    return x.long()
+    return saveable(x.long())
 
 
 def classes(name: str, labels: Tensor, count: int, of: str, none: int = -1) -> None:

@@ -8,10 +8,15 @@ from torch import nn
 
 from ssl_heads import _check
 from ssl_heads.heads.gate import BayesianGate
+from ssl_heads.heads.importance import FeatureImportance
 
 
 def param_groups(
-    *modules: nn.Module, lr: float, weight_decay: float, gate_lr: float | None = None
+    *modules: nn.Module,
+    lr: float,
+    weight_decay: float,
+    gate_lr: float | None = None,
+    importance_lr: float | None = None,
 ) -> list[dict[str, Any]]:
     """Collect the trainable parameters of modules into groups for an optimiser.
 
@@ -19,17 +24,23 @@ def param_groups(
     contrast have one dimension and get none. Pass the backbone, the heads, and a loss that owns parameters; a parameter
     that two modules share appears once.
 
+    Parameters that FSDP1 (``FullyShardedDataParallel``) has flattened are one-dimensional, matrices too, and refused:
+    call this before it wraps the model with ``use_orig_params=True``, which keeps the parameters and shards their data.
+    FSDP2 (``fully_shard``) keeps the shapes.
+
     Args:
         modules: any modules.
         lr: learning rate.
         weight_decay: for parameters of two or more dimensions.
         gate_lr: learning rate for every :class:`~ssl_heads.BayesianGate` inside the modules; ``None`` takes ``lr``.
+        importance_lr: the same for every :class:`~ssl_heads.FeatureImportance`, in a model or in a loss.
 
     Returns:
-        At most four groups, none empty, with the keys ``params``, ``lr`` and ``weight_decay``.
+        At most five groups, none empty, with the keys ``params``, ``lr`` and ``weight_decay``.
 
     Raises:
-        ValueError: if no module is given, a module has no trainable parameter, or a rate is out of range.
+        ValueError: if no module is given, a module has no trainable parameter, a rate is out of range, or FSDP1 has
+            flattened the parameters.
 
     Example:
         >>> import torch
@@ -39,10 +50,10 @@ def param_groups(
         >>> [(len(g["params"]), g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
         [(1, 0.001, 0.0), (2, 0.01, 0.01), (4, 0.01, 0.0)]
     """
-    _check.not_negative("lr", lr)
-    _check.not_negative("weight_decay", weight_decay)
-    if gate_lr is not None:
-        _check.not_negative("gate_lr", gate_lr)
+    rates_given = {"lr": lr, "weight_decay": weight_decay, "gate_lr": gate_lr, "importance_lr": importance_lr}
+    for name, given in rates_given.items():
+        if given is not None:
+            _check.not_negative(name, given)
     if not modules:
         raise ValueError("param_groups needs at least one module")
     for module in modules:
@@ -53,10 +64,22 @@ def param_groups(
                 f"{type(module).__name__} has no trainable parameter; leave it out, or unfreeze it before this call"
             )
     everything = nn.ModuleList(modules)
-    in_gate = {p for m in everything.modules() if isinstance(m, BayesianGate) for p in m.parameters()}
+    rates: dict[nn.Parameter, float] = {}
+    for kind, rate in ((BayesianGate, gate_lr), (FeatureImportance, importance_lr)):
+        if rate is not None:
+            rates.update((p, rate) for m in everything.modules() if isinstance(m, kind) for p in m.parameters())
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for p in everything.parameters():
         if p.requires_grad:
-            rate = gate_lr if gate_lr is not None and p in in_gate else lr
-            groups.setdefault((rate, weight_decay if p.ndim > 1 else 0.0), []).append(p)
+            _refuse_flattened(p)
+            groups.setdefault((rates.get(p, lr), weight_decay if p.ndim > 1 else 0.0), []).append(p)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+
+
+def _refuse_flattened(p: nn.Parameter) -> None:
+    if getattr(p, "_fsdp_flattened", False):
+        raise ValueError(
+            f"FSDP1 has flattened a parameter, now of shape {tuple(p.shape)}: which were matrices, and decay, is no "
+            "longer known. Call param_groups before FullyShardedDataParallel(model, use_orig_params=True), which keeps "
+            "the parameters, or shard with torch.distributed.fsdp.fully_shard"
+        )

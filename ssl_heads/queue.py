@@ -18,9 +18,11 @@ class MemoryQueue(nn.Module):
     .. math:: Q_{(c + i) \bmod K} \leftarrow k_i, \qquad c \leftarrow c + n
 
     Keys come in batches of any size, also larger than K, and none is dropped at the wrap. Nothing is enqueued unless
-    you say so, so that a symmetric loss does not do it twice. `enqueue` makes a new buffer instead of writing into the
-    old one: a loss that has seen the old one can still be differentiated. On many processes enqueue the keys of all:
-    ``queue.enqueue(all_gather_rows(key))``. The start is drawn from a generator of its own, the same on every rank.
+    you say so, so that a symmetric loss does not do it twice. `enqueue` writes into the buffers, so that a cached
+    ``state_dict``, a replica and an average see it. `InfoNCELoss` keeps rows of its own for its backward pass; an
+    equation of your own takes ``queue.rows.clone()`` if the keys are enqueued before its backward pass, else autograd
+    refuses. On many processes enqueue the keys of all: ``queue.enqueue(all_gather_rows(key))``. The start is drawn from
+    a generator of its own, the same on every rank.
 
     The start matters. Beside non-negative embeddings, random rows of both signs are no negatives at all: their cosines
     are near zero where those of real keys are about 0.4 (ReLU) to 0.9 (softplus), so that the first K / n steps are
@@ -70,12 +72,21 @@ class MemoryQueue(nn.Module):
         check_width("size", size)
         check_width("dim", dim)
         _check.choice("start", start, ("nonneg", "signed"))
-        rows = torch.randn(size, dim, generator=torch.Generator().manual_seed(0))
-        rows = rows.abs() if start == "nonneg" else rows
-        self.register_buffer("rows", safe_normalize(rows).to(dtype))
-        self.register_buffer("ids", torch.full((size,), -1))
+        self.start = start
+        self.register_buffer("rows", torch.empty(size, dim, dtype=dtype))
+        self.register_buffer("ids", torch.empty(size, dtype=torch.long))
         # one counter tells where to write and how much is filled; on the device, so that enqueue waits for nothing
-        self.register_buffer("count", torch.zeros(1, dtype=torch.long))
+        self.register_buffer("count", torch.empty(1, dtype=torch.long))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Empty the queue: the start in all rows, and no ids."""
+        generator = torch.Generator("cpu").manual_seed(0)
+        rows = torch.randn(self.rows.shape, generator=generator, dtype=torch.float32, device="cpu")
+        self.rows.copy_(safe_normalize(rows.abs() if self.start == "nonneg" else rows))
+        self.ids.fill_(-1)
+        self.count.zero_()
 
     @property
     def filled(self) -> int:
@@ -98,9 +109,9 @@ class MemoryQueue(nn.Module):
             ids = self.ids.new_full((len(keys),), -1)
         _check.integers("ids", ids, len(keys), "keys", keys)
         at = (self.count + torch.arange(len(keys), device=keys.device))[-size:] % size
-        self.rows = self.rows.index_copy(0, at, keys[-size:].to(self.rows.dtype))
-        self.ids = self.ids.index_copy(0, at, ids[-size:].to(self.ids.dtype))
-        self.count = self.count + len(keys)
+        self.rows.index_copy_(0, at, keys[-size:].to(self.rows.dtype))
+        self.ids.index_copy_(0, at, ids[-size:].to(self.ids.dtype))
+        self.count.add_(len(keys))
 
     def extra_repr(self) -> str:
         """The shape."""

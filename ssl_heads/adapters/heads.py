@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_heads import _check
+from ssl_heads._start import reset_parts
 from ssl_heads.heads.gate import BayesianGate
 from ssl_heads.recomputing import recomputing
 
@@ -54,6 +55,10 @@ class GatedHead(nn.Module):
                 "the loss, or gates have no prior"
             )
         return embeddings
+
+    def reset_parameters(self) -> None:
+        """Start head and gate anew."""
+        reset_parts(self)
 
     def take_kl(self) -> Tensor:
         """The divergence from the prior, a scalar: the mean over the calls since it was last taken."""

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.functional import softplus
 
 from ssl_heads import _check
+from ssl_heads._modes import is_traced, is_transformed, one_node
 
 aten = torch.ops.aten
 
@@ -32,6 +34,11 @@ SURROGATE_GRADIENTS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+SURROGATES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {"gelu": F.gelu, "silu": F.silu, "softplus": partial(softplus, threshold=40), "leaky": F.leaky_relu}
+)
+
+
 class _RepReLU(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -51,6 +58,32 @@ class _RepReLU(torch.autograd.Function):
         return SURROGATE_GRADIENTS[ctx.surrogate](grad, z), None
 
 
+class _RepReLUForwardMode(_RepReLU):
+    """With a tangent as well, which torch.compile does not take."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+        _RepReLU.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors
+        return SURROGATE_GRADIENTS[ctx.surrogate](tangents[0], z)
+
+
+def _rep_relu_in_operators(z: Tensor, surrogate: str) -> Tensor:
+    """The same value and gradient in torch's own operators, for a trace that is saved: a file holds no Python."""
+    y = torch.relu(z)
+    if not (torch.is_grad_enabled() and z.requires_grad):
+        return y
+    g = SURROGATES[surrogate](z)
+    return y.detach() + (g - g.detach())  # the difference is exactly zero
+
+
+@one_node
 def rep_relu(z: Tensor, surrogate: str = "gelu") -> Tensor:
     r"""Reparameterised ReLU: ReLU forward, the derivative of a smooth surrogate backward.
 
@@ -93,7 +126,10 @@ def rep_relu(z: Tensor, surrogate: str = "gelu") -> Tensor:
         tensor([0.0100, 0.0100, 1.0000])
     """
     _check.choice("surrogate", surrogate, SURROGATE_GRADIENTS)
-    output: Tensor = _RepReLU.apply(z, surrogate)
+    if is_traced():
+        return _rep_relu_in_operators(z, surrogate)
+    function = _RepReLUForwardMode if is_transformed() else _RepReLU
+    output: Tensor = function.apply(z, surrogate)
     return output
 
 

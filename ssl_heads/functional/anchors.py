@@ -108,10 +108,10 @@ def class_anchors(num_classes: int, dim: int, basis: Basis = "qr", generator: to
         dim: d.
         basis: The geometry. ``"grassmannian"`` minimises the largest |cosine|; `coherence` tells what it reached and
             `welch_bound` what nothing can beat.
-        generator: Random numbers, on the CPU.
+        generator: Random numbers, on the CPU, where the geometry is found.
 
     Returns:
-        Shape (K, d), fp32.
+        Shape (K, d), fp32, on the default device.
 
     Raises:
         ValueError: If a number is below 1, the basis is unknown, or so many classes have no such geometry in d
@@ -132,13 +132,19 @@ def class_anchors(num_classes: int, dim: int, basis: Basis = "qr", generator: to
             f"{dim} dimensions hold at most {room} anchors of basis {basis!r}, got num_classes={num_classes}: use more "
             "dimensions, or basis='grassmannian', whose anchors are as far from parallel as they can be"
         )
+    with torch.device("cpu"):
+        anchors = _anchors(num_classes, dim, basis, generator)
+    return anchors.float().to(torch.get_default_device())
+
+
+def _anchors(num_classes: int, dim: int, basis: Basis, generator: torch.Generator | None) -> Tensor:
     if basis == "identity":
         return torch.eye(num_classes, dim)
     if basis == "etf" or (basis == "grassmannian" and num_classes == dim + 1):
-        return _simplex(num_classes, dim, generator).float()
+        return _simplex(num_classes, dim, generator)
     if basis == "grassmannian" and num_classes > dim:
-        return _least_coherent(num_classes, dim, generator).float()
-    return _orthonormal_rows(num_classes, dim, generator).float()
+        return _least_coherent(num_classes, dim, generator)
+    return _orthonormal_rows(num_classes, dim, generator)
 
 
 def _orthonormal_rows(count: int, dim: int, generator: torch.Generator | None) -> Tensor:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def unit_rows(x: Tensor, normalize: bool, impl: Impl = "tiled") -> Tensor:
     """Rows in fp32 or fp64, of length one on request."""
     if normalize and similarity.implementation(impl, x, len(x)) == "triton":
-        similarity.refuse_tangents(x)
+        similarity.refuse_transforms()
         from ssl_heads.similarity.triton import operators as fused
 
         return fused.unit_rows(x)
@@ -36,7 +36,7 @@ def unit_rows(x: Tensor, normalize: bool, impl: Impl = "tiled") -> Tensor:
 def one_dtype(*matrices: Tensor) -> tuple[Tensor, ...]:
     """Matrices in the widest of their dtypes, fp32 at least: a frozen tower may be narrower than a trained one."""
     dtype = functools.reduce(torch.promote_types, [x.dtype for x in matrices], torch.float32)
-    return tuple(x.to(dtype) for x in matrices)
+    return tuple(promote(x).to(dtype) for x in matrices)
 
 
 def scalar(value: float | Tensor) -> float | Tensor:
@@ -209,7 +209,8 @@ def info_nce(
     bound = cosine_bound(scale, normalize)
     q, k = (unit_rows(x, normalize, impl) for x in one_dtype(query, key))
     if queue is not None:
-        others = unit_rows(queue.detach(), normalize, impl).to(q.dtype)
+        # a queue is written in place, perhaps before the backward pass: the graph holds rows of its own
+        others = unit_rows(queue.detach() if normalize else queue.detach().clone(), normalize, impl).to(q.dtype)
         exclusion = Exclusion(query_ids=ids, key_ids=queue_ids)
         log_sum, _ = similarity.log_sum_exp(
             q, others, scale, exclusion=exclusion, bound=bound, dtype=shard.dtype, impl=impl

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ssl_heads import _check, similarity
+from ssl_heads._modes import is_transformed, without_autocast
 from ssl_heads.distributed import Gather, Shard, check_gather
 from ssl_heads.functional.contrastive import against_negatives, row_dots
 from ssl_heads.similarity import Exclusion, Impl, check_impl, gram, promote
@@ -190,7 +191,7 @@ def delta_terms(
                 f"{name} must hold one value for each row of z: expected shape ({len(z)},), "
                 f"got {tuple(correction.shape)}"
             )
-    with torch.autocast(z.device.type, enabled=False):
+    with without_autocast(z):
         z, w = promote(z), promote(w)
         rows = torch.zeros_like(z[:, 0]) if alpha is None else alpha.to(z.dtype)
         columns = torch.zeros_like(z[:, 0]) if alpha_tilde is None else alpha_tilde.to(z.dtype)
@@ -310,7 +311,7 @@ class Negatives:
             raise ValueError(f"impl={self.impl!r} has no such form of this kind and dissimilarity; use 'tiled'")
 
         def reduced(i: Tensor, *inputs: Tensor) -> Tensor:
-            with torch.autocast(i.device.type, enabled=False):
+            with without_autocast(i):
                 scores = self._scores(*inputs)
                 own = i[:, None] == torch.arange(scores.shape[1], device=scores.device)
                 return reduce(scores, own)
@@ -325,7 +326,8 @@ class Negatives:
     def _rows_at_once(self) -> int:
         rows, d = self.z.shape
         width = len(self.w) * (d if self.factors is None else 1)
-        return rows if self.impl == "dense" else max(1, BLOCK_ELEMENTS // width)
+        whole = self.impl == "dense" or is_transformed()  # torch.func takes no checkpoint
+        return rows if whole else max(1, BLOCK_ELEMENTS // width)
 
     def _scores(self, query: Tensor, rows: Tensor | None = None) -> Tensor:
         if self.factors is not None:

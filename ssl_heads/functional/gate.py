@@ -9,12 +9,16 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ssl_heads import _check
+from ssl_heads._modes import one_node
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+@one_node
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+@one_node
 def soft_gate(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     r"""Open each gate by its probability, :math:`p = \sigma(a / T)`.
 
@@ -33,9 +37,10 @@ def soft_gate(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         tensor([0.5000, 0.5000])
     """
     temperature = _check.positive("temperature", temperature)
-    return torch.sigmoid(_at_least_float32(logits) / temperature).to(logits.dtype)
+    return torch.sigmoid(at_least_float32(logits) / temperature).to(logits.dtype)
 
 
+@one_node
 def straight_through_gate(logits: Tensor, threshold: float = 0.5, temperature: float | Tensor = 1.0) -> Tensor:
     r"""Open a gate when its probability exceeds a threshold; differentiate as if the gate were the probability.
 
@@ -64,12 +69,13 @@ def straight_through_gate(logits: Tensor, threshold: float = 0.5, temperature: f
     """
     threshold = _check.fraction("threshold", threshold)
     temperature = _check.positive("temperature", temperature)
-    probability = torch.sigmoid(_at_least_float32(logits) / temperature)
+    probability = torch.sigmoid(at_least_float32(logits) / temperature)
     hard = (probability > threshold).to(probability.dtype)
     # (p - p) is exactly zero, so the sum is exactly the hard gate.
     return (hard + (probability - probability.detach())).to(logits.dtype)
 
 
+@one_node
 def concrete_gate(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     r"""Draw a relaxed Bernoulli gate (binary concrete), differentiable in its logits.
 
@@ -97,11 +103,12 @@ def concrete_gate(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         True
     """
     temperature = _check.positive("temperature", temperature)
-    a = _at_least_float32(logits)
+    a = at_least_float32(logits)
     logistic = torch.logit(torch.rand_like(a), eps=1e-7)
     return torch.sigmoid((a + logistic) / temperature).to(logits.dtype)
 
 
+@one_node
 def bernoulli_kl(logits: Tensor, prior: float) -> Tensor:
     r"""KL divergence of Bernoulli gates from their prior: the mean over rows of the sum over dimensions.
 
@@ -135,7 +142,7 @@ def bernoulli_kl(logits: Tensor, prior: float) -> Tensor:
     prior = _check.fraction("prior", prior)
     if logits.dim() == 0:
         raise ValueError("bernoulli_kl takes logits (..., d); got a scalar")
-    a = _at_least_float32(logits)
+    a = at_least_float32(logits)
     is_open = a >= 0
     # u = min(p, 1 - p). On the open side KL = log(1 - u) - log r - u (a - logit r), and likewise on the other.
     smaller = torch.where(is_open, -a, a)

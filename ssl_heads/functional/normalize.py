@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ssl_heads import _check
+from ssl_heads._modes import is_traced, is_transformed, one_node
 
 
 def default_eps(dtype: torch.dtype) -> float:
@@ -48,6 +49,7 @@ class _SafeNormalize(torch.autograd.Function):
         return ((grad - radial) / norm).to(x.dtype), None
 
 
+@one_node
 def safe_normalize(x: Tensor, eps: float | None = None) -> Tensor:
     r"""L2-normalise the last dimension; a row with no direction becomes zero and gets zero gradient.
 
@@ -79,7 +81,7 @@ def safe_normalize(x: Tensor, eps: float | None = None) -> Tensor:
     if not x.is_floating_point() or x.dim() == 0:
         raise ValueError(f"safe_normalize takes floating rows (..., d); got {x.dtype} of shape {tuple(x.shape)}")
     eps = default_eps(x.dtype) if eps is None else float(_check.not_negative("eps", eps))
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return (x / row_norm(x, eps)).to(x.dtype)  # torch.func differentiates the expression itself
+    if is_transformed() or is_traced():
+        return (x / row_norm(x, eps)).to(x.dtype)  # there the expression itself is differentiated, or written down
     y: Tensor = _SafeNormalize.apply(x, eps)
     return y

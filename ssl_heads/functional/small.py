@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_heads._modes import is_transformed
 from ssl_heads.functional.normalize import default_eps, row_norm
 from ssl_heads.similarity.product import inner
 from ssl_heads.similarity.tiled import is_kept
@@ -23,7 +24,7 @@ LARGEST_SCALE = 60.0
 
 
 def fits(z0: Tensor, z1: Tensor, temperature: float) -> bool:
-    """Whether two views are plain fp32 CPU tensors of few rows, outside of a compiler and of torch.func."""
+    """Whether two views are plain fp32 CPU tensors of few rows that autograd can save, and no transform is at work."""
     return (
         not torch.compiler.is_compiling()
         and 1 / LARGEST_SCALE <= temperature < math.inf
@@ -34,7 +35,8 @@ def fits(z0: Tensor, z1: Tensor, temperature: float) -> bool:
         and z0.shape[1] >= 1
         and all(z.dtype == torch.float32 and z.device.type == "cpu" for z in (z0, z1))
         and is_kept(2 * z0.shape[0], 2 * z0.shape[0], z0.dtype)
-        and not torch._C._are_functorch_transforms_active()
+        and not is_transformed()
+        and not (z0.is_inference() or z1.is_inference())
     )
 
 

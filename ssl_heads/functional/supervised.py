@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_heads import _check
+from ssl_heads._modes import without_autocast
 from ssl_heads.functional.activation import rep_relu
 from ssl_heads.functional.groups import NONE, counted
 from ssl_heads.similarity import promote
@@ -51,7 +52,7 @@ def nonneg_cross_entropy(features: Tensor, weight: Tensor, labels: Tensor, *, no
     _check.classes("labels", index, weight.shape[0], "classes")
     x = promote(features)
     w = promote(weight).to(x.dtype)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         # 0 * w: the value of -inf is 0 and its derivative NaN, and the loss must show it
         logits = x @ (rep_relu(w) + 0 * w if nonneg_weight else w).mT
     each = F.cross_entropy(logits, index, reduction="none")

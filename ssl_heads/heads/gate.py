@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ssl_heads import _check
+from ssl_heads._modes import is_recorded
+from ssl_heads._start import reset_parts
 from ssl_heads.functional.gate import (
+    at_least_float32,
     bernoulli_kl,
     concrete_gate,
     soft_gate,
@@ -114,17 +117,26 @@ class BayesianGate(nn.Module):
 
     def forward(self, features: Tensor, embeddings: Tensor) -> GatedEmbedding:
         """Gate ``embeddings (..., out_features)`` by what ``features (..., in_features)`` say."""
+        self._check_shapes(features, embeddings)
+        logits = self.logits(features.detach() if self.detach_features else features)
+        logits = at_least_float32(logits)
+        # The logit of the probability that the gate is open: tempering moves it, except under logistic noise.
+        posterior = logits if self.estimator == "concrete" else logits / self.temperature
+        gate = self._gate(logits, posterior).to(embeddings.dtype)
+        return GatedEmbedding(embeddings * gate, gate, torch.sigmoid(posterior), bernoulli_kl(posterior, self.prior))
+
+    def _check_shapes(self, features: Tensor, embeddings: Tensor) -> None:
+        if is_recorded(features) or is_recorded(embeddings):
+            return
         if features.shape[:-1] != embeddings.shape[:-1] or embeddings.shape[-1:] != (self.out_features,):
             raise ValueError(
                 f"expected embeddings (..., {self.out_features}) with the leading dimensions of the features; got "
                 f"features {tuple(features.shape)} and embeddings {tuple(embeddings.shape)}"
             )
-        logits = self.logits(features.detach() if self.detach_features else features)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        # The logit of the probability that the gate is open: tempering moves it, except under logistic noise.
-        posterior = logits if self.estimator == "concrete" else logits / self.temperature
-        gate = self._gate(logits, posterior).to(embeddings.dtype)
-        return GatedEmbedding(embeddings * gate, gate, torch.sigmoid(posterior), bernoulli_kl(posterior, self.prior))
+
+    def reset_parameters(self) -> None:
+        """Draw the layers anew, as the constructor does."""
+        reset_parts(self)
 
     def _gate(self, logits: Tensor, posterior: Tensor) -> Tensor:
         if self.estimator == "soft":

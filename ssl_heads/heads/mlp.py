@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from einops import pack, unpack
 from torch import Tensor, nn
 
 from ssl_heads import _check
+from ssl_heads._modes import is_recorded
+from ssl_heads._start import reset_parts
 
 NORMS: Mapping[str | None, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm1d,
@@ -19,6 +20,14 @@ NORMS: Mapping[str | None, Callable[[int], nn.Module]] = {
 def check_width(name: str, value: int) -> None:
     """A count of features or layers, at least one."""
     _check.at_least_one(name, value)
+
+
+def check_features(x: Tensor, width: int) -> None:
+    """Features of shape (..., width)."""
+    if is_recorded(x):
+        return
+    if x.dim() == 0 or x.shape[-1] != width:
+        raise ValueError(f"expected features (..., {width}); got shape {tuple(x.shape)}")
 
 
 class MLP(nn.Module):
@@ -63,14 +72,20 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., in)`` to ``(..., out)``."""
-        if x.dim() == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(f"expected features (..., {self.in_features}); got shape {tuple(x.shape)}")
-        rows, leading = pack([x], "* d")
-        if self.training and len(rows) < 2 and any(isinstance(layer, nn.BatchNorm1d) for layer in self.layers):
+        check_features(x, self.in_features)
+        self._check_batch_statistics(x)
+        rows: Tensor = self.layers(x.reshape(-1, self.in_features))
+        return rows.reshape(x.shape[:-1] + rows.shape[1:])
+
+    def _check_batch_statistics(self, x: Tensor) -> None:
+        if not self.training or is_recorded(x) or x.numel() >= 2 * self.in_features:
+            return
+        if any(isinstance(layer, nn.BatchNorm1d) for layer in self.layers):
             raise ValueError(
                 f"batch normalisation needs at least two rows in training; got input of shape {tuple(x.shape)}. "
                 "Use a larger batch, norm='layer', norm=None, or eval()."
             )
-        (y,) = unpack(self.layers(rows), leading, "* d")
-        output: Tensor = y
-        return output
+
+    def reset_parameters(self) -> None:
+        """Draw the layers anew, as the constructor does."""
+        reset_parts(self)

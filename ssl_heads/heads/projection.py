@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ssl_heads import _check
+from ssl_heads._start import reset_parts
 from ssl_heads.functional.activation import ACTIVATIONS, apply_activation
-from ssl_heads.heads.mlp import MLP, check_width
+from ssl_heads.heads.mlp import MLP, check_features, check_width
 
 
 class NonNegProjection(nn.Module):
@@ -68,16 +70,22 @@ class NonNegProjection(nn.Module):
         """Project ``(..., in_features)`` to ``(..., out_features)``, never negative."""
         return apply_activation(self.mlp(x), self.activation)
 
+    def reset_parameters(self) -> None:
+        """Draw the layers anew, as the constructor does."""
+        reset_parts(self)
+
     def extra_repr(self) -> str:
         """Name the activation."""
         return f"activation={self.activation!r}"
 
 
-class NonNegLinear(nn.Linear):
-    r"""Linear layer with a non-negative output, :math:`\mathrm{act}(W x + b) \ge 0`.
+class NonNegLinear(nn.Module):
+    r"""One layer with a non-negative output, :math:`\mathrm{act}(W x + b) \ge 0`.
 
-    A subclass of ``nn.Linear``: it takes the place of a projection where code checks for, or loads the weights of, a
-    linear layer.
+    It loads the weights of a linear layer and has its attributes, but it is no ``nn.Linear``: LoRA, quantisers and
+    other tools that wrap or replace linear layers take one for affine, and would add behind the activation or drop it.
+    They leave this layer alone. To have them act before the activation, take ``NonNegProjection`` with
+    ``num_layers=1``, which holds a linear layer. ``x @ layer`` is ``layer(x)``, where a projection may be a matrix.
 
     Args:
         in_features: input width.
@@ -99,18 +107,35 @@ class NonNegLinear(nn.Linear):
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, activation: str = "rep_relu") -> None:
+        super().__init__()
         _check.choice("activation", activation, ACTIVATIONS)
         check_width("in_features", in_features)
         check_width("out_features", out_features)
-        super().__init__(in_features, out_features, bias=bias)
-        self.activation = activation
+        self.in_features, self.out_features, self.activation = in_features, out_features, activation
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias as ``nn.Linear`` does, uniformly within ``1 / sqrt(in_features)``."""
+        bound = self.in_features**-0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., in_features)`` to ``(..., out_features)``, never negative."""
-        if x.dim() == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(f"expected features (..., {self.in_features}); got shape {tuple(x.shape)}")
-        return apply_activation(super().forward(x), self.activation)
+        check_features(x, self.in_features)
+        return apply_activation(nn.functional.linear(x, self.weight, self.bias), self.activation)
+
+    def __rmatmul__(self, x: Tensor) -> Tensor:
+        """``x @ layer``, for models whose projection is a matrix or a module."""
+        output: Tensor = self(x)
+        return output
 
     def extra_repr(self) -> str:
-        """Extend the linear layer's with the activation."""
-        return f"{super().extra_repr()}, activation={self.activation!r}"
+        """The linear layer's, with the activation."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"activation={self.activation!r}"
+        )

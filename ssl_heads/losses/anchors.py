@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, distributed
 
 from ssl_heads import _check, functional
+from ssl_heads._start import copy_start
 from ssl_heads.distributed import Gather
 from ssl_heads.functional.anchors import DISTANCES, Basis, Distance, class_anchors
 from ssl_heads.functional.groups import NONE
@@ -83,15 +84,13 @@ class OrthonormalAnchorRegression(GatheringLoss):
         num_classes, dim = _check.at_least_one("num_classes", num_classes), _check.at_least_one("dim", dim)
         if 0 <= _check.integer("ignore_index", ignore_index) < num_classes:
             raise ValueError(f"ignore_index must not be a class, 0..{num_classes - 1}; got {ignore_index}")
-        if isinstance(basis, Tensor):
-            anchors = _unit_anchors(basis, num_classes, dim)
-        else:
-            anchors = class_anchors(
-                num_classes, dim, basis, torch.Generator().manual_seed(_check.integer("seed", seed))
-            )
-        self.register_buffer("anchors", anchors)
         self.basis = "tensor" if isinstance(basis, Tensor) else basis
+        self.seed = _check.integer("seed", seed)
         self.distance, self.ignore_index = distance, ignore_index
+        self._given = _unit_anchors(basis, num_classes, dim) if isinstance(basis, Tensor) else None
+        device = None if self._given is None else self._given.device
+        self.register_buffer("anchors", torch.empty(num_classes, dim, device=device))
+        self.reset_parameters()
         self._seen: set[int] = set()
         self._labelled_calls = 0
         if num_classes == 1:
@@ -111,6 +110,17 @@ class OrthonormalAnchorRegression(GatheringLoss):
         if self.training and not torch.compiler.is_compiling() and labels.device.type == "cpu":
             self._warn_if_one_class(labels)
         return loss
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the anchors to those of the seed, or of the tensor that the constructor was given."""
+        num_classes, dim = self.anchors.shape
+        if self._given is None:
+            generator = torch.Generator("cpu").manual_seed(self.seed)
+            with torch.device("cpu"):
+                self.anchors.copy_(class_anchors(num_classes, dim, self.basis, generator))  # type: ignore[arg-type]
+        else:
+            copy_start(self.anchors, self._given, "a tensor basis")
 
     def broadcast(self) -> None:
         """Take the anchors of the group's first rank: for a tensor basis that every rank drew on its own."""
@@ -143,7 +153,7 @@ def _unit_anchors(basis: Tensor, num_classes: int, dim: int) -> Tensor:
             f"({num_classes}, {dim}), got {basis.dtype} of shape {tuple(basis.shape)}"
         )
     anchors = functional.safe_normalize(basis.detach().double()).float()
-    if not bool(anchors.isfinite().all() & anchors.any(dim=1).all()):
+    if not anchors.is_meta and not bool(anchors.isfinite().all() & anchors.any(dim=1).all()):
         raise ValueError("a tensor basis must be finite, and no row of it may be zero: a class needs a direction")
     return anchors
 

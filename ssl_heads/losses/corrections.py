@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_heads import _check
+from ssl_heads._start import reset_parts
 from ssl_heads.similarity import promote
 
 
@@ -43,6 +44,13 @@ class ScalarCorrection(nn.Module):
         self.value.copy_(value.reshape(1))
         self.started.fill_(True)
         self._has_started = True
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Back to zero, before any data."""
+        self.value.zero_()
+        self.started.fill_(False)
+        self._has_started = False
 
     def forward(self, z: Tensor) -> Tensor:
         """Embeddings of shape (n, d) to the number, n times."""
@@ -93,6 +101,10 @@ class MLPCorrection(nn.Module):
     def start_at(self, value: Tensor) -> None:
         """Set the constant part, once."""
         self.offset.start_at(value)
+
+    def reset_parameters(self) -> None:
+        """Draw the network anew, before any data."""
+        reset_parts(self)
 
     def forward(self, z: Tensor) -> Tensor:
         """Embeddings of shape (n, d) to one number a row."""

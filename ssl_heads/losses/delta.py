@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_heads import functional
+from ssl_heads._modes import without_autocast
 from ssl_heads.distributed import Gather, all_reduce_sum, world_size
 from ssl_heads.functional.delta import DeltaKind, DeltaTerms, Ratio, check_delta
 from ssl_heads.losses.corrections import MLPCorrection, ScalarCorrection
@@ -116,7 +117,7 @@ class DeltaContrast(GatheringLoss):
         if not waiting:
             return
         z, w = z[:ROWS_TO_START_FROM], w[:ROWS_TO_START_FROM]
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z):
             d: Tensor = self.dissimilarity.pairwise(promote(z), promote(w))  # type: ignore[operator]
         rows, columns = _apply(self.alpha, z), _apply(self.alpha_tilde, w)
         d = d if rows is None else d + rows[:, None]
@@ -137,7 +138,7 @@ class DeltaContrast(GatheringLoss):
 def _apply(correction: nn.Module | None, x: Tensor) -> Tensor | None:
     if correction is None:
         return None
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         values: Tensor = correction(promote(x))
     return values
 

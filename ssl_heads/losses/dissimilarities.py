@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_heads import _check
+from ssl_heads._start import copy_start
 from ssl_heads.functional.contrastive import row_dots
 from ssl_heads.functional.normalize import safe_normalize
 
@@ -110,6 +111,12 @@ class SquaredEuclidean(nn.Module):
             self.factor = factor
         else:
             self.register_buffer("factor", factor)
+        self._given = None if factor is None else factor.detach().clone()
+
+    def reset_parameters(self) -> None:
+        """Set the factor to the one that the constructor was given."""
+        if self.factor is not None and self._given is not None:
+            copy_start(self.factor, self._given, "a factor")
 
     def paired(self, z: Tensor, w: Tensor) -> Tensor:
         """``d(z_i, w_i)``, of shape (n,)."""

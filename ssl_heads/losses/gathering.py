@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ssl_heads._start import reset_parts
 from ssl_heads.distributed import Gather, check_gather
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ class GatheringLoss(Loss):
         super().__init__()
         check_gather(gather)
         self.gather, self.group = gather, group
+
+    def reset_parameters(self) -> None:
+        """Start what the parts of the loss have learned anew."""
+        reset_parts(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy that talks to the same ranks: a process group can be shared, not copied."""

@@ -41,8 +41,12 @@ class NonNegCrossEntropy(Loss):
             raise ValueError(f"in_features and num_classes must be at least 1, got {in_features} and {num_classes}")
         self.nonneg_weight = nonneg_weight
         self.weight = nn.Parameter(torch.empty(num_classes, in_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the class matrix anew, as the constructor does."""
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
-        if nonneg_weight:
+        if self.nonneg_weight:
             # A start with half of the weights at zero would leave half of every class's parts without a class.
             with torch.no_grad():
                 self.weight.abs_()

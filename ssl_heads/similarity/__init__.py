@@ -20,14 +20,17 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ssl_heads import _check
+from ssl_heads._modes import has_autocast, is_transformed, saveable
 from ssl_heads.similarity import dense, operators
 from ssl_heads.similarity.exclusion import Exclusion
 
 Impl = Literal["auto", "dense", "tiled", "triton"]
-"""How the matrix is reduced: ``auto`` decides from the tensors of each call; an explicit choice never falls back."""
+"""How the matrix is reduced: ``auto`` decides from the tensors of each call; an explicit choice never falls back.
+
+Under torch.func and in forward mode ``auto`` stores the matrix, and tiles and kernels are an error.
+"""
 
 IMPLS = get_args(Impl)
 
@@ -54,23 +57,15 @@ def check_impl(impl: str) -> None:
     _check.choice("impl", impl, IMPLS)
 
 
-def refuse_tangents(*tensors: Tensor | float | None) -> None:
-    """An operator without a forward-mode derivative would drop a tangent without a word."""
-    if torch.compiler.is_compiling():
-        return
-    for x in tensors:
-        if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
-            raise RuntimeError('tiles and kernels have no forward-mode derivative; pass impl="dense" for jvp')
+def refuse_transforms() -> None:
+    """Operators without rules for torch.func and forward mode would stop in torch, or drop a tangent without a word."""
+    if is_transformed():
+        raise RuntimeError('tiles and kernels work neither under torch.func nor in forward mode; pass impl="dense"')
 
 
 def promote(x: Tensor) -> Tensor:
-    """Half precision to fp32; fp32 and fp64 as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def has_autocast(device: str) -> bool:
-    """Whether the device has an autocast; torch 2.6 cannot ask while it compiles, which it does for no other device."""
-    return device != "meta" and (torch.compiler.is_compiling() or torch.amp.is_autocast_available(device))
+    """Half precision to fp32; fp32 and fp64 as they are, once autograd can save them."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else saveable(x)
 
 
 def product_dtype(*rows: Tensor) -> torch.dtype:
@@ -94,7 +89,7 @@ def implementation(impl: Impl, query: Tensor, columns: int) -> Literal["dense", 
     check_impl(impl)
     if impl != "auto":
         return impl
-    if query.shape[0] * columns <= (DENSE_ON_GPU_UP_TO if query.is_cuda else DENSE_UP_TO):
+    if is_transformed() or query.shape[0] * columns <= (DENSE_ON_GPU_UP_TO if query.is_cuda else DENSE_UP_TO):
         return "dense"
     return "triton" if query.is_cuda and query.dtype != torch.float64 and kernels_run_on(query.device) else "tiled"
 
@@ -131,7 +126,7 @@ def log_sum_exp(
     chosen = implementation(impl, query, key.shape[0])
     if chosen == "dense":
         return dense.log_sum_exp(query, key, scale, exclusion, columns)
-    refuse_tangents(query, key, scale)
+    refuse_transforms()
     if chosen == "triton":
         from ssl_heads.similarity.triton import operators as fused
 
@@ -176,7 +171,7 @@ def self_log_sum_exp(
     chosen = implementation(impl, x, x.shape[0])
     if chosen == "dense":
         return dense.log_sum_exp(x if weight is None else x * weight, x, scale, exclusion, columns=False)[0]
-    refuse_tangents(x, weight, scale)
+    refuse_transforms()
     if chosen == "triton":
         from ssl_heads.similarity.triton import operators as fused
 
@@ -217,7 +212,7 @@ def softplus_sum(
     chosen = implementation(impl, query, key.shape[0])
     if chosen == "dense":
         return dense.softplus_sum(query, key, scale, bias, exclusion)
-    refuse_tangents(query, key, scale, bias)
+    refuse_transforms()
     if chosen == "triton":
         from ssl_heads.similarity.triton import operators as fused
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ssl_heads._modes import without_autocast
 from ssl_heads.similarity.exclusion import Exclusion
 
 
 def logits(query: Tensor, key: Tensor, scale: Tensor | float) -> Tensor:
     """``scale * query @ key^T`` in the precision of its inputs, autocast or not."""
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         return (query * scale) @ key.mT
 
 

@@ -6,10 +6,12 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from ssl_heads._modes import without_autocast
+
 
 def moment(x: Tensor) -> Tensor:
     """``x^T x`` of shape (d, d)."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return x.mT @ x
 
 
@@ -17,7 +19,7 @@ def square_sum(query: Tensor, key: Tensor) -> Tensor:
     """``sum_ij <q_i, k_j>^2 = <q^T q, k^T k>``, on whichever side is smaller."""
     n, d = query.shape
     m = key.shape[0]
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         if n * m <= d * (n + m):
             return (query @ key.mT).square().sum()
         return (moment(query) * moment(key)).sum()
@@ -26,7 +28,7 @@ def square_sum(query: Tensor, key: Tensor) -> Tensor:
 def weighted_square_sum(x: Tensor, weight: Tensor) -> Tensor:
     """``sum_ij (x_i^T diag(w) x_j)^2``: one moment serves both sides of the symmetric product."""
     n, d = x.shape
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         if n <= d:
             return ((x * weight) @ x.mT).square().sum()
         return einsum(weight, moment(x).square(), weight, "a, a b, b ->")
@@ -37,6 +39,6 @@ def distance_from_identity(x: Tensor) -> Tensor:
     n, d = x.shape
     if n >= d:
         return (moment(x) / n - torch.eye(d, dtype=x.dtype, device=x.device)).square().sum()
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         inner = (x @ x.mT) / n
     return inner.square().sum() - 2 * inner.diagonal().sum() + d
