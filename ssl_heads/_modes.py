@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -59,8 +59,8 @@ def one_node(function: Callable[Concatenate[Tensor, P], R]) -> Callable[Concaten
     def call(x: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R:
         recorded: Any = x
         if isinstance(recorded, Proxy):
-            node: R = recorded.tracer.create_proxy("call_function", call, (x, *args), kwargs)
-            return node
+            node: Any = recorded.tracer.create_proxy("call_function", call, (x, *args), kwargs)
+            return cast("R", node)
         return function(x, *args, **kwargs)
 
     return call

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_heads import _check
+from ssl_heads._modes import is_recorded
 from ssl_heads._start import reset_parts
 from ssl_heads.heads.gate import BayesianGate
 from ssl_heads.recomputing import recomputing
@@ -44,7 +45,7 @@ class GatedHead(nn.Module):
         """Features of shape (..., h) to gated embeddings of shape (..., d)."""
         out = self.gate(features, self.head(features))
         embeddings: Tensor = out.embeddings
-        if recomputing():
+        if recomputing() or is_recorded(features):
             return embeddings
         # drop terms without a graph (evaluation), so that they are not averaged into the next training step
         going_on = out.kl.requires_grad and all(kl.requires_grad for kl in self._kl)

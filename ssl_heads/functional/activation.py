@@ -34,9 +34,12 @@ SURROGATE_GRADIENTS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-SURROGATES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {"gelu": F.gelu, "silu": F.silu, "softplus": partial(softplus, threshold=40), "leaky": F.leaky_relu}
-)
+SURROGATES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "softplus": partial(softplus, threshold=40),
+    "leaky": F.leaky_relu,
+}
 
 
 class _RepReLU(torch.autograd.Function):
@@ -75,12 +78,12 @@ class _RepReLUForwardMode(_RepReLU):
 
 
 def _rep_relu_in_operators(z: Tensor, surrogate: str) -> Tensor:
-    """The same value and gradient in torch's own operators, for a trace that is saved: a file holds no Python."""
-    y = torch.relu(z)
-    if not (torch.is_grad_enabled() and z.requires_grad):
-        return y
+    """The same value and gradient in torch's own operators, for a trace that is saved: a file holds no Python.
+
+    Whether gradients are wanted does not change it, because torch checks a trace against one without them.
+    """
     g = SURROGATES[surrogate](z)
-    return y.detach() + (g - g.detach())  # the difference is exactly zero
+    return torch.relu(z).detach() + (g - g.detach())  # the difference is exactly zero
 
 
 @one_node

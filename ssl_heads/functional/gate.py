@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ssl_heads import _check
-from ssl_heads._modes import one_node
+from ssl_heads._modes import is_traced, one_node
 
 
 @one_node
@@ -149,4 +149,6 @@ def bernoulli_kl(logits: Tensor, prior: float) -> Tensor:
     distance = a - math.log(prior / (1 - prior))
     log_prior = torch.where(is_open, a.new_full((), math.log(prior)), a.new_full((), math.log1p(-prior)))
     kl = -softplus(smaller) - log_prior + torch.sigmoid(smaller) * torch.where(is_open, -distance, distance)
+    if is_traced():
+        return kl.sum(dim=-1).mean()  # of any number of rows but none
     return kl.sum() / max(math.prod(logits.shape[:-1]), 1)
