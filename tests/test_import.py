@@ -9,7 +9,8 @@ import textwrap
 
 import ssl_heads
 
-RUN_TIME_NEEDS = "import torch, einops, typing_extensions"
+# torch 2.6 loads its own sympy late, when an operator is registered
+RUN_TIME_NEEDS = "import torch, sympy, einops, typing_extensions"
 
 
 def run(program: str) -> subprocess.CompletedProcess[str]:
