@@ -20,7 +20,8 @@ Rank and size are read from the group in each call. Without a process group, or 
 
 from __future__ import annotations
 
-from ssl_heads.distributed.collectives import all_gather_rows, all_reduce_sum, world_size
+from ssl_heads.distributed.agreement import world_size
+from ssl_heads.distributed.collectives import all_gather_rows, all_reduce_sum
 from ssl_heads.distributed.reductions import class_sum, log_sum_exp, softplus_sum
 from ssl_heads.distributed.shard import Gather, Pairs, Shard, check_gather
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,27 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ssl_heads.distributed.agreement import agreed, needs_gradient, world_size
+from ssl_heads.distributed.outside import outside_graph
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-
-def world_size(group: ProcessGroup | None) -> int:
-    """Ranks of the group; 1 without one."""
-    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
-
-
-def exchange(facts: Sequence[int], device: torch.device, group: ProcessGroup | None) -> list[list[int]]:
-    """A few integers of every rank; they stay on the host where the group can talk there (``cpu:gloo,cuda:nccl``)."""
-    everyone: list[list[int]] = outside_graph(_exchange)(facts, device, group)
-    return everyone
-
-
-def _exchange(facts: Sequence[int], device: torch.device, group: ProcessGroup | None) -> list[list[int]]:
-    on_host = "cpu:" in dist.get_backend_config(group)
-    own = torch.tensor(facts, device="cpu" if on_host else device)
-    everyone = [torch.empty_like(own) for _ in range(world_size(group))]
-    dist.all_gather(everyone, own, group=group)
-    return [each.tolist() for each in everyone]
 
 
 def all_gather_rows(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
@@ -40,11 +24,14 @@ def all_gather_rows(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     Ranks may hold different numbers of rows, also none. Use it to fill a queue with the keys of all ranks.
 
     Args:
-        x: Shape (n, ...); the same trailing shape and dtype on all ranks.
+        x: Shape (n, ...); the same trailing shape, dtype and need of a gradient on all ranks.
         group: The ranks that take part; None is the default group.
 
     Returns:
         Shape (N, ...); ``x`` itself without a process group or with one rank.
+
+    Raises:
+        ValueError: On every rank, if trailing shape, dtype, device or the need of a gradient differ between ranks.
 
     Example:
         >>> import torch
@@ -54,7 +41,8 @@ def all_gather_rows(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """
     if world_size(group) == 1:
         return x
-    sizes = tuple(rows for (rows,) in exchange([x.shape[0]], x.device, group))
+    facts = {"call": "all_gather_rows", **tensor_facts(x, x.shape[1:])}
+    sizes, _ = agreed(x, facts, lambda: _check_rows(x), group)
     return gather_sized(x, sizes, group)
 
 
@@ -62,11 +50,14 @@ def all_reduce_sum(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """The sum over ranks, elementwise; the backward sums the gradients of all ranks, because all ranks use the sum.
 
     Args:
-        x: The same shape and dtype on all ranks.
+        x: The same shape, dtype and need of a gradient on all ranks.
         group: The ranks that take part; None is the default group.
 
     Returns:
         Shape of ``x``; ``x`` itself without a process group or with one rank.
+
+    Raises:
+        ValueError: On every rank, if shape, dtype, device or the need of a gradient differ between ranks.
 
     Example:
         >>> import torch
@@ -74,28 +65,37 @@ def all_reduce_sum(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
         >>> all_reduce_sum(torch.ones(2))
         tensor([1., 1.])
     """
-    return x if world_size(group) == 1 else sum_over_ranks(x, group)
+    if world_size(group) == 1:
+        return x
+    agreed(x, {"call": "all_reduce_sum", **tensor_facts(x, x.shape)}, lambda: None, group)
+    return sum_over_ranks(x, group)
+
+
+def tensor_facts(x: Tensor, shape: Sequence[int]) -> dict[str, object]:
+    """What must be equal on all ranks of a tensor that is sent."""
+    return {
+        "trailing shape" if len(shape) < x.ndim else "shape": tuple(shape),
+        "dtype": x.dtype,
+        "device": x.device.type,
+        "need of a gradient": needs_gradient(x),
+    }
+
+
+def _check_rows(x: Tensor) -> None:
+    if x.ndim == 0:
+        raise ValueError("x must have rows, shape (n, ...); got shape ()")
 
 
 def gather_sized(x: Tensor, sizes: Sequence[int], group: ProcessGroup | None) -> Tensor:
     """`all_gather_rows` where the number of rows of each rank is known."""
-    gathered: Tensor = outside_graph(_AllGatherRows.apply)(x, tuple(sizes), group)
+    gathered: Tensor = _gather(x, tuple(sizes), group)
     return gathered
 
 
 def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """`all_reduce_sum` where there are other ranks."""
-    total: Tensor = outside_graph(_AllReduceSum.apply)(x, group)
+    total: Tensor = _sum(x, group)
     return total
-
-
-def outside_graph(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Collectives of a group that is named at run time break the graph of torch.compile, and only they.
-
-    Decided in the call: the compiler is not imported before somebody needs it.
-    """
-    outside: Callable[..., Any] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-    return outside
 
 
 class _AllGatherRows(torch.autograd.Function):
@@ -121,6 +121,9 @@ class _AllGatherRows(torch.autograd.Function):
         own = gradient.new_empty(longest, *gradient.shape[1:])
         _reduce_scatter_into(own, blocks, ctx.group)
         return own[: sizes[rank]], None, None
+
+
+_gather = outside_graph(_AllGatherRows.apply)
 
 
 def has_reduce_scatter(x: Tensor, group: ProcessGroup | None) -> bool:
@@ -152,6 +155,9 @@ class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return sum_over_ranks(gradients[0], ctx.group), None
+
+
+_sum = outside_graph(_AllReduceSum.apply)
 
 
 def _all_reduced(x: Tensor, group: ProcessGroup | None) -> Tensor:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ssl_heads.distributed.collectives import outside_graph
+from ssl_heads.distributed.outside import outside_graph
 from ssl_heads.distributed.shard import Pairs, Shard
 from ssl_heads.similarity import Impl, implementation, partial
 
@@ -23,20 +23,20 @@ def log_sum_exp(
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exp of the own rows, and of the own columns on request (else an empty tensor)."""
     impl = agreed(impl, query, key, pairs.shard)
-    row, column = outside_graph(_LogSumExp.apply)(query, key, pairs, columns, bound, impl)
+    row, column = _log_sum_exp(query, key, pairs, columns, bound, impl)
     return row, column
 
 
 def softplus_sum(query: Tensor, key: Tensor, bias: Tensor, pairs: Pairs, impl: Impl) -> Tensor:
     """``sum_ij softplus(S_ij + b)`` of the own rows."""
     impl = agreed(impl, query, key, pairs.shard)
-    total: Tensor = outside_graph(_SoftplusSum.apply)(query, key, bias, pairs, impl)
+    total: Tensor = _softplus_sum(query, key, bias, pairs, impl)
     return total
 
 
 def class_sum(keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
     """For each own row the sum of the keys of its class over all ranks."""
-    total: Tensor = outside_graph(_ClassSum.apply)(keys, labels, shard)
+    total: Tensor = _class_sum(keys, labels, shard)
     return total
 
 
@@ -223,3 +223,6 @@ def _travelling_class_sum(keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
         place = torch.searchsorted(table, theirs).clamp_max(len(table) - 1)
         of_class.index_add_(0, place, block * (table[place] == theirs)[:, None])
     return of_class[torch.searchsorted(table, own)]
+
+
+_log_sum_exp, _softplus_sum, _class_sum = (outside_graph(f.apply) for f in (_LogSumExp, _SoftplusSum, _ClassSum))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,8 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from ssl_heads import _check
-from ssl_heads.distributed.collectives import exchange, gather_sized, sum_over_ranks, world_size
+from ssl_heads.distributed.agreement import agreed, embedding_facts, world_size
+from ssl_heads.distributed.collectives import gather_sized, sum_over_ranks
 from ssl_heads.similarity import Exclusion, product_dtype
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ Gather = Literal["none", "all", "ring"]
 
 GATHERS = get_args(Gather)
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+T = TypeVar("T")
 
 
 def check_gather(gather: str) -> None:
@@ -49,42 +51,40 @@ class Shard:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, gather: Gather, group: ProcessGroup | None, *views: Tensor) -> Shard:
-        """Exchange the number of rows; all ranks must call it together.
+    def of(
+        cls,
+        gather: Gather,
+        group: ProcessGroup | None,
+        views: Mapping[str, Tensor],
+        form: Mapping[str, object],
+        check: Callable[[], T],
+    ) -> tuple[Shard, T]:
+        """Check the own inputs, and exchange with all ranks what they must agree about; they call it together.
 
         Args:
             gather: ``"none"`` exchanges nothing: the own rows are the batch.
             group: The ranks that hold the batch.
-            views: The embeddings, one row a sample.
+            views: The embeddings by name, one row a sample.
+            form: The name of the loss as ``"call"``, its configuration and its optional inputs, by name.
+            check: Raises an error for inputs that are refused, and returns what the loss goes on with.
+
+        Returns:
+            The shard, and what the check returned.
 
         Raises:
-            ValueError: On every rank, if one has no rows, or width, dtype or the need of a gradient differ.
+            ValueError: On every rank, if one has no rows or refuses its inputs, or if the form, or width, dtype,
+                device or the need of a gradient of a view differ.
         """
         check_gather(gather)
-        for view in views:
-            _check.tensor("embeddings", view)
-        x, dtype_of_products = views[0], product_dtype(*views)
+        first = next(iter(views.values()))
         if gather == "none" or world_size(group) == 1:
-            return cls("none", None, 0, (x.shape[0],), dtype_of_products)
-        facts = (
-            x.shape[0],
-            x.shape[-1] if x.ndim == 2 else -1,
-            DTYPES.index(x.dtype) if x.dtype in DTYPES else -1,
-            sum(2**i for i, view in enumerate(views) if view.requires_grad and torch.is_grad_enabled()),
-            int(all(view.shape == x.shape for view in views)),
-        )
-        rows, width, dtype, gradients, paired = zip(*exchange(facts, x.device, group), strict=True)
-        if min(rows) == 0:
-            advice = "each needs at least one; drop a last batch that is too small on all of them"
-            raise ValueError(f"the ranks hold {list(rows)} rows: {advice}")
-        if not all(paired):
-            unequal = [rank for rank, equal in enumerate(paired) if not equal]
-            raise ValueError(f"the views of a sample must have one shape (n, d), and have not on ranks {unequal}")
-        named = {"width": width, "dtype": [str(DTYPES[i]) for i in dtype], "need of a gradient": gradients}
-        for name, values in named.items():
-            if len(set(values)) > 1:
-                raise ValueError(f"the {name} of the embeddings must be the same on all ranks, got {list(values)}")
-        return cls(gather, group, dist.get_rank(group), rows, dtype_of_products)
+            checked = check()
+            return cls("none", None, 0, (first.shape[0],), product_dtype(*views.values())), checked
+        facts: dict[str, object] = {**form, "gather": gather}
+        for name, view in views.items():
+            facts |= embedding_facts(name, view)
+        sizes, checked = agreed(first, facts, check, group, least=1)
+        return cls(gather, group, dist.get_rank(group), sizes, product_dtype(*views.values())), checked
 
     @property
     def alone(self) -> bool:
@@ -131,6 +131,13 @@ class Shard:
         views = x.shape[0] // self.rows
         rows = rearrange(x, "(views n) ... -> n views ...", views=views)
         return rearrange(gather_sized(rows, self.sizes, self.group), "n views ... -> (views n) ...")
+
+    def first(self, x: Tensor, count: int) -> Tensor:
+        """The first rows of the batch of all ranks, at most so many, without gradient."""
+        if self.alone:
+            return x[:count]
+        sizes = [max(0, min(count - self.span(rank).start, size)) for rank, size in enumerate(self.sizes)]
+        return gather_sized(x[: sizes[self.rank]], sizes, self.group)
 
     def global_sum(self, x: Tensor) -> Tensor:
         """The elementwise sum over ranks, for the moments of a batch; differentiable."""

@@ -68,16 +68,21 @@ def anchor_regression(
         >>> anchor_regression(z, torch.tensor([0, 1, -1]), torch.eye(2))
         tensor(0.1464)
     """
-    shard = Shard.of(gather, group, embeddings)
-    _check.rows("embeddings", embeddings)
-    labels = _check.integers("labels", labels, len(embeddings), "embeddings", embeddings)
-    _check.choice("distance", distance, DISTANCES)
-    _check.rows("anchors", anchors)
-    _check.same_width("embeddings", embeddings, "anchors", anchors)
-    labelled = (labels != NONE) & (labels != ignore_index)
-    index = torch.where(labelled, labels, 0)
-    _check.classes("labels", index, len(anchors), "anchors", ignore_index)
 
+    def checked() -> tuple[Tensor, Tensor]:
+        _check.rows("embeddings", embeddings)
+        integers = _check.integers("labels", labels, len(embeddings), "embeddings", embeddings)
+        _check.choice("distance", distance, DISTANCES)
+        _check.rows("anchors", anchors)
+        _check.same_width("embeddings", embeddings, "anchors", anchors)
+        labelled = (integers != NONE) & (integers != ignore_index)
+        index = torch.where(labelled, integers, 0)
+        _check.classes("labels", index, len(anchors), "anchors", ignore_index)
+        return labelled, index
+
+    form: dict[str, object] = {"call": "anchor_regression", "distance": distance, "ignore_index": ignore_index}
+    form["shape of anchors"] = getattr(anchors, "shape", anchors)
+    shard, (labelled, index) = Shard.of(gather, group, {"embeddings": embeddings}, form, checked)
     u = safe_normalize(promote(embeddings))
     difference = u - safe_normalize(F.embedding(index, anchors.detach().to(u.dtype)))
     if distance == "cosine":

@@ -16,7 +16,7 @@ from ssl_heads.distributed import Gather, Pairs, Shard
 from ssl_heads.functional import small
 from ssl_heads.functional.groups import group_index
 from ssl_heads.functional.normalize import safe_normalize
-from ssl_heads.similarity import Exclusion, Impl, promote
+from ssl_heads.similarity import Exclusion, Impl, check_impl, promote
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -116,11 +116,16 @@ def nt_xent(
     plain = impl == "auto" and normalize and ids is None and gather == "none"
     if plain and isinstance(temperature, float) and small.fits(z0, z1, temperature):
         return small.nt_xent(z0, z1, temperature)
-    shard = Shard.of(gather, group, z0, z1)
-    _check.paired("z0", z0, "z1", z1)
-    scale = inverse(_check.positive("temperature", temperature))
-    if ids is not None:
-        ids = group_index(shard.gathered(_check.integers("ids", ids, len(z0), "z0", z0)))
+
+    def checked() -> tuple[float | Tensor, Tensor | None]:
+        _check.paired("z0", z0, "z1", z1)
+        check_impl(impl)
+        integers = None if ids is None else _check.integers("ids", ids, len(z0), "z0", z0)
+        return inverse(_check.positive("temperature", temperature)), integers
+
+    form = {"call": "nt_xent", "temperature": temperature, "normalize": normalize, "ids": ids, "impl": impl}
+    shard, (scale, ids) = Shard.of(gather, group, {"z0": z0, "z1": z1}, form, checked)
+    ids = None if ids is None else group_index(shard.gathered(ids))
     u = unit_rows(torch.cat([z0, z1]), normalize, impl)
     return nt_xent_of_rows(u, scale, None, ids, cosine_bound(scale, normalize), shard, impl)
 
@@ -199,13 +204,19 @@ def info_nce(
         >>> round(info_nce(torch.eye(2), torch.eye(2), temperature=1.0).item(), 4)
         0.3133
     """
-    shard = Shard.of(gather, group, query, key)
-    _check.paired("query", query, "key", key)
-    if queue is not None:
-        _check.rows("queue", queue)
-        _check.same_width("query", query, "queue", queue)
-    ids, queue_ids = numbered_ids(query, ids, queue, queue_ids, shard)
-    scale = inverse(_check.positive("temperature", temperature))
+
+    def checked() -> tuple[float | Tensor, tuple[Tensor | None, Tensor | None]]:
+        _check.paired("query", query, "key", key)
+        if queue is not None:
+            _check.rows("queue", queue)
+            _check.same_width("query", query, "queue", queue)
+        check_impl(impl)
+        return inverse(_check.positive("temperature", temperature)), integer_ids(query, ids, queue, queue_ids)
+
+    form: dict[str, object] = {"call": "info_nce", "temperature": temperature, "normalize": normalize, "impl": impl}
+    form |= {"ids": ids, "queue_ids": queue_ids, "shape of queue": getattr(queue, "shape", queue)}
+    shard, (scale, given_ids) = Shard.of(gather, group, {"query": query, "key": key}, form, checked)
+    ids, queue_ids = numbered_ids(*given_ids, shard)
     bound = cosine_bound(scale, normalize)
     q, k = (unit_rows(x, normalize, impl) for x in one_dtype(query, key))
     if queue is not None:
@@ -222,10 +233,10 @@ def info_nce(
     return shard.mean(against_negatives(log_sum, row_dots(q, k) * scale))
 
 
-def numbered_ids(
-    query: Tensor, ids: Tensor | None, queue: Tensor | None, queue_ids: Tensor | None, shard: Shard
+def integer_ids(
+    query: Tensor, ids: Tensor | None, queue: Tensor | None, queue_ids: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Ids as `group_index` numbers them: of the batch of all ranks, or of the own rows and the queue together."""
+    """Ids of the batch, and with a queue of both or of none."""
     if (queue_ids is not None) != (ids is not None and queue is not None):
         given = {"ids": ids, "queue": queue, "queue_ids": queue_ids}
         names = " and ".join(name for name, x in given.items() if x is not None)
@@ -233,9 +244,15 @@ def numbered_ids(
     if ids is None:
         return None, None
     ids = _check.integers("ids", ids, len(query), "query", query)
-    if queue is None:
+    return ids, None if queue is None else _check.integers("queue_ids", queue_ids, len(queue), "queue", queue)
+
+
+def numbered_ids(ids: Tensor | None, queue_ids: Tensor | None, shard: Shard) -> tuple[Tensor | None, Tensor | None]:
+    """Ids as `group_index` numbers them: of the batch of all ranks, or of the own rows and the queue together."""
+    if ids is None:
+        return None, None
+    if queue_ids is None:
         return group_index(shard.gathered(ids)), None
-    queue_ids = _check.integers("queue_ids", queue_ids, len(queue), "queue", queue)
     together = group_index(torch.cat([ids, queue_ids]))
     return together[: len(ids)], together[len(ids) :]
 
@@ -299,10 +316,17 @@ def clip_loss(
         >>> round(clip_loss(torch.eye(2), torch.eye(2), 1.0).item(), 4)
         0.3133
     """
-    shard = Shard.of(gather, group, image_features, text_features)
-    _check.paired("image_features", image_features, "text_features", text_features)
+
+    def checked() -> tuple[float | Tensor, float | Tensor]:
+        _check.paired("image_features", image_features, "text_features", text_features)
+        check_impl(impl)
+        bias = 0.0 if logit_bias is None else _check.scalar("logit_bias", logit_bias)
+        return scalar(_check.scalar("logit_scale", logit_scale)), scalar(bias)
+
+    form = {"call": "clip_loss", "logit_scale": logit_scale, "logit_bias": logit_bias, "impl": impl}
+    views = {"image_features": image_features, "text_features": text_features}
+    shard, (scale, bias) = Shard.of(gather, group, views, form, checked)
     image, text = one_dtype(image_features, text_features)
-    scale = scalar(_check.scalar("logit_scale", logit_scale))
     positive = row_dots(image, text) * scale
     row, column = log_sum_of_negatives(image, text, scale, shard, columns=True, impl=impl)
     assert column is not None
@@ -310,7 +334,7 @@ def clip_loss(
     if logit_bias is None:
         return loss
     # DistributedDataParallel waits for a gradient of every parameter it has seen in the forward pass; NaN stays NaN.
-    unused = 0 * scalar(_check.scalar("logit_bias", logit_bias))
+    unused = 0 * bias
     return loss + (unused.to(loss.dtype) if isinstance(unused, Tensor) else unused)
 
 
@@ -351,11 +375,17 @@ def siglip_loss(
         >>> round(siglip_loss(torch.eye(2), torch.eye(2), 1.0, 0.0).item(), 4)
         1.0064
     """
-    shard = Shard.of(gather, group, image_features, text_features)
-    _check.paired("image_features", image_features, "text_features", text_features)
+
+    def checked() -> tuple[float | Tensor, float | Tensor]:
+        _check.paired("image_features", image_features, "text_features", text_features)
+        check_impl(impl)
+        return scalar(_check.scalar("logit_scale", logit_scale)), _check.scalar("logit_bias", logit_bias)
+
+    form = {"call": "siglip_loss", "logit_scale": logit_scale, "logit_bias": logit_bias, "impl": impl}
+    views = {"image_features": image_features, "text_features": text_features}
+    shard, (scale, offset) = Shard.of(gather, group, views, form, checked)
     image, text = one_dtype(image_features, text_features)
-    scale = scalar(_check.scalar("logit_scale", logit_scale))
-    bias = torch.as_tensor(_check.scalar("logit_bias", logit_bias), dtype=image.dtype, device=image.device).reshape(())
+    bias = torch.as_tensor(offset, dtype=image.dtype, device=image.device).reshape(())
     positive = row_dots(image, text) * scale + bias
     if shard.alone:
         exclusion = Exclusion.diagonal(len(image), len(text))

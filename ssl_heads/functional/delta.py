@@ -182,15 +182,44 @@ def delta_terms(
         >>> delta_terms(z, z, "nwj", NegativeDot(), clamp=8.0).clamp_rate
         tensor(1.)
     """
-    clamp = check_delta(kind, symmetric, ratio, clamp, gather, impl)
-    shard = Shard.of(gather, group, z, w)
-    _check.paired("z", z, "w", w)
-    for name, correction in (("alpha", alpha), ("alpha_tilde", alpha_tilde)):
-        if correction is not None and correction.shape != z.shape[:1]:
-            raise ValueError(
-                f"{name} must hold one value for each row of z: expected shape ({len(z)},), "
-                f"got {tuple(correction.shape)}"
-            )
+
+    def checked() -> float:
+        _check.paired("z", z, "w", w)
+        check_corrections(z, alpha, alpha_tilde)
+        return check_delta(kind, symmetric, ratio, clamp, gather, impl)
+
+    form = delta_form(kind, symmetric, ratio, clamp, dissimilarity) | {"alpha": alpha, "alpha_tilde": alpha_tilde}
+    shard, clamp = Shard.of(gather, group, {"z": z, "w": w}, form, checked)
+    return terms_of_pairs(
+        z,
+        w,
+        kind,
+        dissimilarity,
+        alpha,
+        alpha_tilde,
+        symmetric=symmetric,
+        ratio=ratio,
+        clamp=clamp,
+        shard=shard,
+        impl=impl,
+    )
+
+
+def terms_of_pairs(
+    z: Tensor,
+    w: Tensor,
+    kind: DeltaKind,
+    dissimilarity: Dissimilarity,
+    alpha: Tensor | None,
+    alpha_tilde: Tensor | None,
+    *,
+    symmetric: bool,
+    ratio: Ratio,
+    clamp: float,
+    shard: Shard,
+    impl: Impl,
+) -> DeltaTerms:
+    """`delta_terms` of inputs that are checked, where it is known how the rows are spread over ranks."""
     with without_autocast(z):
         z, w = promote(z), promote(w)
         rows = torch.zeros_like(z[:, 0]) if alpha is None else alpha.to(z.dtype)
@@ -239,6 +268,23 @@ def check_delta(kind: str, symmetric: bool, ratio: str, clamp: float, gather: st
     if ratio == "linear" and kind != "scl":
         raise ValueError(f"ratio='linear' is a choice of kind='scl'; {kind!r} needs a ratio above zero")
     return clamp
+
+
+def check_corrections(z: Tensor, alpha: Tensor | None, alpha_tilde: Tensor | None) -> None:
+    """Raise ``ValueError`` unless a correction holds one value a row."""
+    for name, correction in (("alpha", alpha), ("alpha_tilde", alpha_tilde)):
+        if correction is not None and correction.shape != z.shape[:1]:
+            raise ValueError(
+                f"{name} must hold one value for each row of z: expected shape ({len(z)},), "
+                f"got {tuple(correction.shape)}"
+            )
+
+
+def delta_form(kind: str, symmetric: bool, ratio: str, clamp: float, dissimilarity: object) -> dict[str, object]:
+    """What ranks that share a batch must agree about."""
+    configuration = dissimilarity.extra_repr() if isinstance(dissimilarity, torch.nn.Module) else ""
+    named = f"{type(dissimilarity).__name__}({configuration})"
+    return {"call": "delta", "kind": kind, "dissimilarity": named, "form": f"{symmetric}, {ratio}, {clamp}"}
 
 
 def bounded_exp(x: Tensor, clamp: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +20,7 @@ from ssl_heads.functional.contrastive import (
     row_dots,
     unit_rows,
 )
-from ssl_heads.similarity import Impl, gram
+from ssl_heads.similarity import Impl, check_impl, gram
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -55,8 +56,9 @@ def spectral_contrastive(
         >>> spectral_contrastive(torch.eye(4), torch.eye(4)).item()
         -2.0
     """
-    shard = Shard.of(gather, group, z0, z1)
-    _check.paired("z0", z0, "z1", z1)
+    form = {"call": "spectral_contrastive", "normalize": normalize}
+    checked = functools.partial(_check.paired, "z0", z0, "z1", z1)
+    shard, _ = Shard.of(gather, group, {"z0": z0, "z1": z1}, form, checked)
     u = unit_rows(torch.cat([z0, z1]), normalize)
     return _spectral_of_rows(u, torch.ones_like(u[0]), shard)
 
@@ -103,8 +105,8 @@ def decorrelation(
         >>> decorrelation(torch.eye(4)).item()
         0.0
     """
-    shard = Shard.of(gather, group, z)
-    _check.rows("z", z)
+    form = {"call": "decorrelation", "normalize": normalize}
+    shard, _ = Shard.of(gather, group, {"z": z}, form, functools.partial(_check.rows, "z", z))
     d = z.shape[1]
     v = unit_rows(z, normalize)
     v = v * d**0.5 if normalize else v
@@ -151,10 +153,7 @@ def tri_factor_contrast(
         >>> bool(torch.isclose(tri_factor_contrast(z0, z1, torch.ones(4)), nt_xent(z0, z1)))
         True
     """
-    shard = Shard.of(gather, group, z0, z1)
-    _check.paired("z0", z0, "z1", z1)
-    _check_importance(importance, z0)
-    scale = inverse(_check.positive("temperature", temperature))
+    shard, scale = _shard(gather, group, "tri_factor_contrast", z0, z1, importance, temperature, impl)
     u = unit_rows(torch.cat([z0, z1]), normalize=True, impl=impl)
     return nt_xent_of_rows(u, scale, importance.to(u.dtype), None, torch.inf, shard, impl)
 
@@ -186,9 +185,7 @@ def tri_factor_spectral(
         >>> tri_factor_spectral(torch.eye(4), torch.eye(4), torch.ones(4)).item()
         -2.0
     """
-    shard = Shard.of(gather, group, z0, z1)
-    _check.paired("z0", z0, "z1", z1)
-    _check_importance(importance, z0)
+    shard, _ = _shard(gather, group, "tri_factor_spectral", z0, z1, importance)
     u = unit_rows(torch.cat([z0, z1]), normalize=True)
     return _spectral_of_rows(u, importance.to(u.dtype), shard)
 
@@ -227,10 +224,7 @@ def tri_factor_two_towers(
         >>> tri_factor_two_towers(torch.eye(4), torch.eye(4), torch.ones(4)).shape
         torch.Size([])
     """
-    shard = Shard.of(gather, group, z0, z1)
-    _check.paired("z0", z0, "z1", z1)
-    _check_importance(importance, z0)
-    scale = inverse(_check.positive("temperature", temperature))
+    shard, scale = _shard(gather, group, "tri_factor_two_towers", z0, z1, importance, temperature, impl)
     u0, u1 = (unit_rows(z, normalize=True, impl=impl) for z in one_dtype(z0, z1))
     query = u0 * importance.to(u0.dtype)
     positive = row_dots(query, u1) * scale
@@ -266,9 +260,7 @@ def tri_factor_spectral_two_towers(
         >>> tri_factor_spectral_two_towers(torch.eye(4), torch.eye(4), torch.ones(4)).item()
         -2.0
     """
-    shard = Shard.of(gather, group, z0, z1)
-    _check.paired("z0", z0, "z1", z1)
-    _check_importance(importance, z0)
+    shard, _ = _shard(gather, group, "tri_factor_spectral_two_towers", z0, z1, importance)
     u0, u1 = (unit_rows(z, normalize=True) for z in one_dtype(z0, z1))
     n = shard.total
     query = u0 * importance.to(u0.dtype)
@@ -279,6 +271,28 @@ def tri_factor_spectral_two_towers(
         of_query, of_key = shard.global_sum(torch.stack([gram.moment(query), gram.moment(u1)]))
         all_pairs = (of_query * of_key).sum()
     return -2 * shard.mean(positive) + (all_pairs - shard.sum(positive.square())) / max(n * (n - 1), 1)
+
+
+def _shard(
+    gather: Gather,
+    group: ProcessGroup | None,
+    call: str,
+    z0: Tensor,
+    z1: Tensor,
+    importance: Tensor,
+    temperature: float | Tensor = 1.0,
+    impl: Impl = "auto",
+) -> tuple[Shard, float | Tensor]:
+    """What the four tri-factor forms check and exchange, and the scale of the logits."""
+
+    def checked() -> float | Tensor:
+        _check.paired("z0", z0, "z1", z1)
+        _check_importance(importance, z0)
+        check_impl(impl)
+        return inverse(_check.positive("temperature", temperature))
+
+    form = {"call": call, "importance": importance, "temperature": temperature, "impl": impl}
+    return Shard.of(gather, group, {"z0": z0, "z1": z1}, form, checked)
 
 
 def _check_importance(importance: Tensor, z: Tensor) -> None:

@@ -11,7 +11,7 @@ from ssl_heads import _check, distributed, similarity
 from ssl_heads.distributed import Gather, Pairs, Shard
 from ssl_heads.functional.contrastive import against_negatives, cosine_bound, inverse, row_dots, unit_rows
 from ssl_heads.functional.groups import counted, group_index, group_sizes
-from ssl_heads.similarity import Exclusion, Impl
+from ssl_heads.similarity import Exclusion, Impl, check_impl
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -62,16 +62,21 @@ def sup_con(
         >>> round(sup_con(torch.eye(4), torch.tensor([0, 0, 1, 1]), temperature=1.0).item(), 4)
         1.0986
     """
-    shard = Shard.of(gather, group, embeddings)
-    _check.rows("embeddings", embeddings)
-    labels = _check.integers("labels", labels, len(embeddings), "embeddings", embeddings)
-    temperature = _check.positive("temperature", temperature)
-    _check.choice("multi_positive", multi_positive, ("out", "in"))
+
+    def checked() -> tuple[float | Tensor, Tensor]:
+        _check.rows("embeddings", embeddings)
+        integers = _check.integers("labels", labels, len(embeddings), "embeddings", embeddings)
+        _check.choice("multi_positive", multi_positive, ("out", "in"))
+        check_impl(impl)
+        return inverse(_check.positive("temperature", temperature)), integers
+
+    form = {"call": "sup_con", "temperature": temperature, "multi_positive": multi_positive, "impl": impl}
+    shard, (scale, labels) = Shard.of(gather, group, {"embeddings": embeddings}, form, checked)
     u = unit_rows(embeddings, normalize=True, impl=impl)
     classes = group_index(shard.gathered(labels))
     others = group_sizes(classes) - 1
     own_loss = _positives_outside if multi_positive == "out" else _positives_inside
-    loss = own_loss(u, classes, others[shard.own], inverse(temperature), shard, impl)
+    loss = own_loss(u, classes, others[shard.own], scale, shard, impl)
     return shard.sum(counted(loss, others[shard.own] > 0)) / (others > 0).sum().clamp_min(1)
 
 

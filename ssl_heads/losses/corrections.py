@@ -17,8 +17,9 @@ from ssl_heads.similarity import promote
 class ScalarCorrection(nn.Module):
     """One learned number: the least that ``nce``, ``scl`` and ``nwj`` need, since a ratio must be able to exceed 1.
 
-    It starts from data: the first training step of `DeltaContrast` sets it so that the median D of the batch is 0. A
-    model that is loaded keeps what it had.
+    It starts from data: the first training step of `DeltaContrast` on a finite batch sets it so that the median D of
+    the batch is 0. The buffer ``started`` alone decides: whoever copies the number copies it too, as a ``state_dict``,
+    DistributedDataParallel and a deep copy do, and what was loaded or trained stays.
 
     Example:
         >>> ScalarCorrection()(torch.randn(5, 3))
@@ -31,34 +32,33 @@ class ScalarCorrection(nn.Module):
         super().__init__()
         self.value = nn.Parameter(torch.zeros(1))
         self.register_buffer("started", torch.zeros(1, dtype=torch.bool))
-        self._has_started = False  # the same on the host, where looking is free
-
-    @property
-    def awaits_start(self) -> bool:
-        """Whether no data has been seen."""
-        return not self._has_started
-
-    @torch.no_grad()
-    def start_at(self, value: Tensor) -> None:
-        """Set the number, once."""
-        self.value.copy_(value.reshape(1))
-        self.started.fill_(True)
-        self._has_started = True
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Back to zero, before any data."""
+        """Back to zero, to be started from data again."""
         self.value.zero_()
-        self.started.fill_(False)
-        self._has_started = False
+        self.started.zero_()
+
+    @property
+    def awaits_start(self) -> bool:
+        """Whether no data has been seen; on a GPU this waits for it."""
+        return not bool(self.started)
+
+    @torch.no_grad()
+    def start_at(self, value: Tensor) -> None:
+        """Set the number, once and to a finite one; decided on the device."""
+        starts = ~self.started & value.isfinite()
+        self.value.copy_(torch.where(starts, value.to(self.value.dtype), self.value))
+        self.started.logical_or_(starts)
 
     def forward(self, z: Tensor) -> Tensor:
         """Embeddings of shape (n, d) to the number, n times."""
         return promote(self.value).expand(len(z))
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._has_started = bool(self.started)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if prefix + "value" in state_dict and prefix + "started" not in state_dict:
+            self.started.fill_(True)  # a number that comes from elsewhere is not to be replaced
 
 
 class MLPCorrection(nn.Module):
@@ -95,11 +95,11 @@ class MLPCorrection(nn.Module):
 
     @property
     def awaits_start(self) -> bool:
-        """Whether no data has been seen."""
+        """Whether no data has been seen; on a GPU this waits for it."""
         return self.offset.awaits_start
 
     def start_at(self, value: Tensor) -> None:
-        """Set the constant part, once."""
+        """Set the constant part, once and to a finite number."""
         self.offset.start_at(value)
 
     def reset_parameters(self) -> None:

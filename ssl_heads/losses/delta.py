@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from ssl_heads import functional
+from ssl_heads import _check
 from ssl_heads._modes import without_autocast
-from ssl_heads.distributed import Gather, all_reduce_sum, world_size
-from ssl_heads.functional.delta import DeltaKind, DeltaTerms, Ratio, check_delta
+from ssl_heads.distributed import Gather, Shard
+from ssl_heads.functional.delta import (
+    DeltaKind,
+    DeltaTerms,
+    Ratio,
+    check_corrections,
+    check_delta,
+    delta_form,
+    terms_of_pairs,
+)
 from ssl_heads.losses.corrections import MLPCorrection, ScalarCorrection
 from ssl_heads.losses.dissimilarities import NegativeCosine
 from ssl_heads.losses.gathering import GatheringLoss
@@ -92,40 +100,80 @@ class DeltaContrast(GatheringLoss):
 
     def terms(self, z: Tensor, w: Tensor) -> DeltaTerms:
         """The loss, and the share of pairs that the bounded exponential changed, for logging."""
-        if self.training and self.kind != "infonce":
-            self._start(z, w)
-        return functional.delta_terms(
+
+        def checked() -> tuple[Tensor | None, Tensor | None]:
+            _check.paired("z", z, "w", w)
+            values = _apply(self.alpha, z), _apply(self.alpha_tilde, w)
+            check_corrections(z, *values)
+            return values
+
+        starts = self._may_start()
+        form = delta_form(self.kind, self.symmetric, self.ratio, self.clamp, self.dissimilarity)
+        form |= {"alpha": _described(self.alpha), "alpha_tilde": _described(self.alpha_tilde)}
+        form |= {"impl": self.impl, "start of the corrections from this batch": starts}
+        shard, (alpha, alpha_tilde) = Shard.of(self.gather, self.group, {"z": z, "w": w}, form, checked)
+        if starts:
+            alpha, alpha_tilde = self._start(z, w, alpha, alpha_tilde, shard)
+        return terms_of_pairs(
             z,
             w,
             self.kind,
             self.dissimilarity,  # type: ignore[arg-type]  # checked in the constructor
-            _apply(self.alpha, z),
-            _apply(self.alpha_tilde, w),
+            alpha,
+            alpha_tilde,
             symmetric=self.symmetric,
             ratio=self.ratio,
             clamp=self.clamp,
-            gather=self.gather,
-            group=self.group,
+            shard=shard,
             impl=self.impl,
         )
 
+    def _offsets(self) -> list[ScalarCorrection | None]:
+        """Of both sides, the constant that starts from data."""
+        sides = [c.offset if isinstance(c, MLPCorrection) else c for c in (self.alpha, self.alpha_tilde)]
+        return [c if isinstance(c, ScalarCorrection) else None for c in sides]
+
+    def _may_start(self) -> bool:
+        """Whether this batch may start a correction; where looking is not free, the device decides in every step."""
+        if not self.training or self.kind == "infonce":
+            return False
+        return any(not _check.visible(c.started) or c.awaits_start for c in self._offsets() if c is not None)
+
     @torch.no_grad()
-    def _start(self, z: Tensor, w: Tensor) -> None:
-        """Put the median D of the first batch at 0, where every kind has a gradient; on all ranks alike."""
-        waiting = [c for c in (self.alpha, self.alpha_tilde) if isinstance(c, (ScalarCorrection, MLPCorrection))]
-        waiting = [correction for correction in waiting if correction.awaits_start]
-        if not waiting:
-            return
-        z, w = z[:ROWS_TO_START_FROM], w[:ROWS_TO_START_FROM]
+    def _proposal(self, z: Tensor, w: Tensor, alpha: Tensor | None, alpha_tilde: Tensor | None, shard: Shard) -> Tensor:
+        """What puts the median D of the first rows of the batch at 0, of shape (1,); NaN if the batch is not finite."""
         with without_autocast(z):
-            d: Tensor = self.dissimilarity.pairwise(promote(z), promote(w))  # type: ignore[operator]
-        rows, columns = _apply(self.alpha, z), _apply(self.alpha_tilde, w)
-        d = d if rows is None else d + rows[:, None]
-        d = d if columns is None else d + columns
-        start = all_reduce_sum(-d.median(), self.group) / world_size(self.group)
-        waiting[0].start_at(start)
-        for correction in waiting[1:]:
-            correction.start_at(torch.zeros_like(start))
+            z, w = promote(z), promote(w)
+            finite = z.isfinite().all() & w.isfinite().all()
+            corrections = [z.new_zeros(len(z)) if c is None else c.to(z.dtype) for c in (alpha, alpha_tilde)]
+            first = shard.first(torch.cat([z, w, torch.stack(corrections, dim=1)], dim=1), ROWS_TO_START_FROM)
+            z, w, rows, columns = torch.split(first, [z.shape[1], w.shape[1], 1, 1], dim=1)
+            d: Tensor = self.dissimilarity.pairwise(z, w) + rows + columns.mT  # type: ignore[operator]
+            refused = shard.global_sum(torch.where(finite, 0.0, torch.nan)).to(d.dtype)
+        return (refused - d.median()).reshape(1)
+
+    def _start(
+        self, z: Tensor, w: Tensor, alpha: Tensor | None, alpha_tilde: Tensor | None, shard: Shard
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Put the median D of the first finite batch at 0, where every kind has a gradient; the values thus corrected.
+
+        The first correction that has not started takes all of it, half if it stands on both sides.
+        """
+        left = self._proposal(z, w, alpha, alpha_tilde, shard)
+        left = left / 2 if self.alpha is self.alpha_tilde else left
+        accepted, starts, moved = left.isfinite(), [], []
+        for offset, values in zip(self._offsets(), (alpha, alpha_tilde), strict=True):
+            if offset is None or values is None:
+                moved.append(values)
+                continue
+            takes = accepted & ~offset.started
+            shift = torch.where(takes, left, 0.0)
+            left = left if self.alpha is self.alpha_tilde else torch.where(takes, 0.0, left)
+            moved.append(values + shift)
+            starts.append((offset, torch.where(accepted, offset.value.detach() + shift, torch.nan)))
+        for offset, start in starts:  # after the sums: the values may be views of the numbers
+            offset.start_at(start)
+        return moved[0], moved[1]
 
     def extra_repr(self) -> str:
         """The configuration."""
@@ -133,6 +181,11 @@ class DeltaContrast(GatheringLoss):
             f"kind={self.kind!r}, symmetric={self.symmetric}, ratio={self.ratio!r}, clamp={self.clamp}, "
             f"gather={self.gather!r}, impl={self.impl!r}"
         )
+
+
+def _described(correction: nn.Module | None) -> str:
+    trained = correction is not None and any(p.requires_grad for p in correction.parameters())
+    return type(correction).__name__ + (", trained" if trained else "")
 
 
 def _apply(correction: nn.Module | None, x: Tensor) -> Tensor | None:

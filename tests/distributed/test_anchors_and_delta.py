@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import unittest.mock
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_heads import DeltaContrast, LpPower, MLPCorrection, OrthonormalAnchorRegression, SquaredEuclidean
 from ssl_heads.functional import anchor_regression, class_anchors, delta_contrast
+from ssl_heads.losses import delta
 from tests.checks import assert_gradient_close
 from tests.distributed.pool import Pool
 
@@ -87,18 +90,117 @@ def test_local_anchors_do_not_equal_one_process_where_labels_are_uneven(pool: Ca
     assert abs(torch.stack([loss for loss, _ in ranks]).mean().item() - expected.item()) > 1e-2
 
 
-def started() -> Tensor:
-    z, w, _ = batch((9, 5), dist.get_rank())
-    loss = DeltaContrast("nwj", LpPower(1), MLPCorrection(3)).double()
-    torch.nn.init.zeros_(loss.alpha.slope.weight)  # type: ignore[union-attr,arg-type]
+STARTS: dict[str, Callable[[], DeltaContrast]] = {
+    "scalar": lambda: DeltaContrast("nwj", LpPower(1)),
+    "mlp": lambda: DeltaContrast("nce", SquaredEuclidean(), MLPCorrection(3), MLPCorrection(3)),
+}
+
+
+def fresh(name: str, gather: str) -> DeltaContrast:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        loss = STARTS[name]().double()
+    loss.gather = gather  # type: ignore[assignment]
+    return loss
+
+
+def started(name: str, sizes: tuple[int, ...], gather: str, first: int, alone: bool = False) -> dict[str, Tensor]:
+    """The loss of a first batch, of which some rows are looked at, and the state that it leaves."""
+    z, w, _ = batch(sizes, None if alone else dist.get_rank())
+    loss = fresh(name, "none" if alone else gather)
+    with unittest.mock.patch.object(delta, "ROWS_TO_START_FROM", first):
+        value = loss(3 * z, w)
+    return {"loss": value.detach(), **loss.state_dict()}
+
+
+@pytest.mark.parametrize("first", [5, 9, 512])
+@pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize("sizes", [(7, 4), (4, 1, 6)], ids=str)
+def test_a_start_from_the_whole_batch_equals_one_process(
+    pool: Callable[[int], Pool], sizes: tuple[int, ...], name: str, first: int
+) -> None:
+    expected = started(name, sizes, "none", first, alone=True)
+    ranks = pool(len(sizes)).run(started, name, sizes, "all", first)
+    assert torch.stack([rank.pop("loss") for rank in ranks]).mean() == pytest.approx(expected.pop("loss"), rel=1e-10)
+    for rank in ranks:
+        for key, x in expected.items():
+            torch.testing.assert_close(rank[key], x, rtol=1e-12, atol=1e-12)
+    assert bool(expected[next(key for key in expected if key.endswith("started"))])
+
+
+def on_one_rank() -> float | None:
+    """A loss that only the first rank calls, without gathering."""
+    if dist.get_rank() > 0:
+        return None
+    z, w, _ = batch((9, 5), 0)
+    loss = fresh("scalar", "none")
     loss(3 * z, w)
-    return loss.alpha.offset.value.detach()  # type: ignore[union-attr,return-value]
+    return (LpPower(1).pairwise(3 * z, w) + loss.alpha.value).median().item()  # type: ignore[union-attr]
 
 
-def test_the_start_from_data_is_the_same_on_all_ranks(pool: Callable[[int], Pool]) -> None:
-    first, second = pool(2).run(started)
-    assert torch.equal(first, second)
-    assert first.item() < -0.5
+def test_without_gathering_the_start_is_the_own_median(pool: Callable[[int], Pool]) -> None:
+    first, second = pool(2).run(on_one_rank)
+    assert first == pytest.approx(0, abs=1e-6)
+    assert second is None
+
+
+def after_bad_batches() -> tuple[bool, bool, bool]:
+    """Whether a batch with a NaN on one rank leaves the state as it is, one that a rank refuses, and a good one."""
+    z, w, _ = batch((9, 5), dist.get_rank())
+    loss = fresh("mlp", "all")
+    before = copy.deepcopy(loss.state_dict())
+
+    def untouched() -> bool:
+        return all(torch.equal(x, before[key]) for key, x in loss.state_dict().items())
+
+    bad = z.clone()
+    bad[-1, 0] = torch.nan if dist.get_rank() == 1 else 0
+    with unittest.mock.patch.object(delta, "ROWS_TO_START_FROM", 4):  # none of the rows of rank 1
+        loss(bad, w)
+    after_nan = untouched()
+    with pytest.raises(ValueError, match="refused on ranks"):
+        loss(z, w[1:] if dist.get_rank() == 1 else w)
+    after_refusal = untouched()
+    loss(z, w)
+    return after_nan, after_refusal, untouched()
+
+
+def test_a_bad_batch_leaves_the_state_as_it_was(pool: Callable[[int], Pool]) -> None:
+    for outcome in pool(2).run(after_bad_batches):
+        assert outcome == (True, True, False)
+
+
+class Owner(nn.Module):
+    """A network that owns its loss."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.encoder, self.loss = nn.Linear(3, 3).double(), fresh(name, "all")
+
+    def forward(self, z: Tensor, w: Tensor) -> Tensor:
+        return self.loss(self.encoder(z), self.encoder(w))
+
+
+def resumed(name: str, state: dict[str, Tensor], wrapped: bool) -> dict[str, Tensor]:
+    """The first rank loads; the others have what DistributedDataParallel gives them."""
+    z, w, _ = batch((9, 5), dist.get_rank())
+    model = Owner(name)
+    if dist.get_rank() == 0:
+        model.load_state_dict(state)
+    (nn.parallel.DistributedDataParallel(model) if wrapped else model)(10 * z, w).backward()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_what_the_first_rank_loads_stays(pool: Callable[[int], Pool], name: str) -> None:
+    model = Owner(name)
+    model(*batch((9, 5), None)[:2])
+    state = model.state_dict()
+    for found in pool(2).run(resumed, name, state, True):
+        assert all(torch.equal(found[key], x) for key, x in state.items())
+    for good, text in pool(2).outcomes(resumed, name, state, False):
+        assert not good
+        assert "start of the corrections from this batch must be the same on all ranks, got [False, True]" in text
 
 
 def broadcast() -> tuple[Tensor, Tensor]:
