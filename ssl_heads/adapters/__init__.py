@@ -19,8 +19,9 @@ no adapter is needed. Two heads fit where these codebases expect one that maps a
 the divergence of the gate until the loss asks for it, `Floor` keeps rows from being zero where a model divides by their
 length.
 
-**Who optimises.** Only sentence-transformers gives the parameters of a loss to the optimiser. Elsewhere let the model
-own what is learned, ``model.importance = FeatureImportance(d)``, and let the loss borrow it,
+**Who optimises.** Only sentence-transformers gives the parameters of a loss to the optimiser; `SentenceTransformers`
+makes them a module of the model, so that they are saved and equal on all ranks. Elsewhere let the model own what is
+learned, ``model.importance = FeatureImportance(d)``, and let the loss borrow it,
 ``TriFactorContrast(importance=model.importance)``: the model's optimiser, DDP and checkpoints then include it. Where
 you build the optimiser yourself, ``param_groups(model, adapter, ...)`` includes a loss that owns its importance.
 """
@@ -33,6 +34,7 @@ from ssl_heads.adapters.metric_learning import MetricLearning
 from ssl_heads.adapters.moco import MoCoCriterion
 from ssl_heads.adapters.open_clip import OpenCLIP
 from ssl_heads.adapters.sentence_transformers import SentenceTransformers
+from ssl_heads.adapters.sentence_transformers_modules import SentenceTransformersHead
 from ssl_heads.adapters.solo_learn import SoloLearnMoCo, SoloLearnSimCLR
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "MoCoCriterion",
     "OpenCLIP",
     "SentenceTransformers",
+    "SentenceTransformersHead",
     "SoloLearnMoCo",
     "SoloLearnSimCLR",
 ]

@@ -64,7 +64,8 @@ class OpenCLIP(nn.Module):
         if of_theirs and self.beside is None:
             raise ValueError(
                 f"the model returned {', '.join(of_theirs)} for open_clip's captioning or distillation loss, which "
-                "would get no gradient: pass open_clip's own loss too, OpenCLIP(loss, beside=open_clip.create_loss(args))"
+                "would get no gradient: pass open_clip's own loss too, "
+                "OpenCLIP(loss, beside=open_clip.create_loss(args))"
             )
         if self.beside is not None:
             towers = {"image_features": image_features, "text_features": text_features, "logit_scale": logit_scale}

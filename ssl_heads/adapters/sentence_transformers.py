@@ -8,14 +8,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from ssl_heads.adapters.calls import Penalty, check_takes, takes, terms_of, total, with_penalty
+from ssl_heads.adapters.sentence_transformers_modules import LossState
+from ssl_heads.heads.projection import NonNegLinear
 
 
 class SentenceTransformers(nn.Module):
     """A loss for SentenceTransformerTrainer: ``forward(sentence_features, labels)``.
 
     Two columns of texts (anchor, positive) go to a loss of two views; one column with labels goes to a loss of
-    embeddings and labels, such as `SupConLoss`. The trainer optimises the parameters of the loss as well. A loss with
-    terms gives them by name: the trainer adds them up and logs each.
+    embeddings and labels, such as `SupConLoss`. A loss with terms gives them by name: the trainer adds them up and logs
+    each.
+
+    The trainer optimises the parameters of the loss as well. What the loss owns, parameters and buffers, becomes a last
+    module of the model, which passes embeddings through: so it is in the trainer's checkpoints, resumed, and under
+    DistributedDataParallel equal on all ranks. To publish a model without it take the last module off.
 
     Args:
         model: The SentenceTransformer.
@@ -23,7 +29,9 @@ class SentenceTransformers(nn.Module):
         penalty: Gives a scalar to add, for instance ``lambda: 3e-5 * head.take_kl()`` of a `GatedHead`.
 
     Raises:
-        ValueError: If the loss needs a model's scale; in forward, for other numbers of columns.
+        ValueError: If the loss needs a model's scale, or a Dense holds an activation inside of its linear layer, which
+            sentence-transformers does not save. In forward, for other numbers of columns, or if another model is
+            trained than the one that holds what the loss learns.
 
     Example:
         >>> from ssl_heads import NTXentLoss
@@ -39,12 +47,25 @@ class SentenceTransformers(nn.Module):
     def __init__(self, model: nn.Module, loss: nn.Module, *, penalty: Penalty | None = None) -> None:
         super().__init__()
         check_takes(self, loss, "views", "labels")
+        check_heads(model)
+        own = {id(x) for x in (*model.parameters(), *model.buffers())}
+        self._lives_in_model = any(id(x) not in own for x in (*loss.parameters(), *loss.buffers()))
+        self._lives_in_model &= isinstance(model, nn.Sequential)  # as every SentenceTransformer is
+        if isinstance(model, nn.Sequential) and self._lives_in_model:
+            model.append(LossState(loss))
         self.model, self.loss, self.penalty = model, loss, penalty
 
     def forward(
         self, sentence_features: Iterable[Mapping[str, Any]], labels: Tensor | None = None
     ) -> Tensor | dict[str, Tensor]:
         """Tokenised columns to a scalar, or to named terms."""
+        if self._lives_in_model and not any(
+            isinstance(module, LossState) and module.state is self.loss for module in self.model.modules()
+        ):
+            raise ValueError(
+                "another model is trained than the one that holds what the loss learns, which would not be saved: pass "
+                "the trainer loss=lambda model: SentenceTransformers(model, ...)"
+            )
         columns = [self.model(features)["sentence_embedding"] for features in sentence_features]
         if len(columns) == 2 and labels is None and takes(self.loss) != "labels":
             terms = terms_of(self.loss, *columns)
@@ -62,3 +83,14 @@ class SentenceTransformers(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """What the model card says about the loss."""
         return {"loss": repr(self.loss)}
+
+
+def check_heads(model: nn.Module) -> None:
+    """sentence-transformers rebuilds a Dense with an affine layer: an activation inside of it would be gone."""
+    for name, module in model.named_children():
+        if isinstance(getattr(module, "linear", None), NonNegLinear):
+            raise ValueError(
+                f"module {name}, {type(module).__name__}, has a NonNegLinear as its linear layer, and would be loaded "
+                "without the activation: use Dense(..., activation_function=torch.nn.ReLU()), or "
+                "ssl_heads.adapters.SentenceTransformersHead(NonNegLinear(...)) as the module"
+            )

@@ -113,6 +113,7 @@ class BayesianGate(nn.Module):
         self.estimator = estimator
         self.detach_features = detach_features
         hidden_features = in_features if hidden_features is None else hidden_features
+        self.in_features, self.hidden_features, self.norm = in_features, hidden_features, norm
         self.logits = MLP(in_features, hidden_features, out_features, norm=norm)
 
     def forward(self, features: Tensor, embeddings: Tensor) -> GatedEmbedding:

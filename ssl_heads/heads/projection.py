@@ -63,7 +63,8 @@ class NonNegProjection(nn.Module):
     ) -> None:
         super().__init__()
         _check.choice("activation", activation, ACTIVATIONS)
-        self.activation = activation
+        self.in_features, self.hidden_features, self.out_features = in_features, hidden_features, out_features
+        self.num_layers, self.activation, self.norm, self.bias = num_layers, activation, norm, bias
         self.mlp = MLP(in_features, hidden_features, out_features, num_layers=num_layers, norm=norm, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
