@@ -91,7 +91,8 @@ class SentenceTransformersHead(SavedModule):
     def get_embedding_dimension(self) -> int | None:
         """The width of the head's output, where the head says it."""
         parts = (self.head, *reversed(list(self.head.children())))
-        return next((part.out_features for part in parts if isinstance(getattr(part, "out_features", 0.0), int)), None)
+        widths = (getattr(part, "out_features", None) for part in parts)
+        return next((width for width in widths if isinstance(width, int)), None)
 
     def get_config_dict(self) -> dict[str, Any]:
         """The class of the head and its arguments."""

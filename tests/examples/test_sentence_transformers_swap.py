@@ -16,8 +16,15 @@ import sentence_transformers_swap as example  # noqa: E402
 from sentence_transformers import SentenceTransformer  # noqa: E402
 from sentence_transformers.sentence_transformer.modules import Dense  # noqa: E402
 
-from ssl_heads import NTXentLoss, OrthonormalAnchorRegression, TriFactorContrast  # noqa: E402
-from ssl_heads.adapters import SentenceTransformers  # noqa: E402
+from ssl_heads import (  # noqa: E402
+    BayesianGate,
+    NonNegLinear,
+    NonNegProjection,
+    NTXentLoss,
+    OrthonormalAnchorRegression,
+    TriFactorContrast,
+)
+from ssl_heads.adapters import Floor, GatedHead, SentenceTransformers, SentenceTransformersHead  # noqa: E402
 
 NAMES = ["red apple", "green apple", "fire engine", "police car"]
 
@@ -100,3 +107,66 @@ def test_labels_go_to_a_loss_of_labels(model: SentenceTransformer):
     value = loss(features(model)[:1], torch.tensor([0, 0, 1, 1]))
     value.backward()
     assert model[2].linear.weight.grad.abs().sum() > 0
+
+
+HEADS = {
+    "projection": lambda: NonNegProjection(384, 64, 32),
+    "linear": lambda: NonNegLinear(384, 32, bias=False, activation="softplus"),
+    "a sequence": lambda: nn.Sequential(NonNegLinear(384, 32), Floor()),
+    "gated": lambda: GatedHead(NonNegProjection(384, 64, 32, norm="layer"), BayesianGate(384, 32)),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_any_head_and_what_the_loss_learns_are_saved_and_loaded(
+    head: str, pretrained: SentenceTransformer, tmp_path: Path
+):
+    model = SentenceTransformer(modules=[pretrained[0], pretrained[1], SentenceTransformersHead(HEADS[head]())])
+    loss = SentenceTransformers(model, TriFactorContrast(32))
+    with torch.no_grad():
+        loss.loss.importance.theta.copy_(torch.arange(32.0))
+    expected = model.encode(NAMES, convert_to_tensor=True)
+    model.save(str(tmp_path))
+    loaded = SentenceTransformer(str(tmp_path), device="cpu", local_files_only=True, trust_remote_code=True)
+    torch.testing.assert_close(loaded.encode(NAMES, convert_to_tensor=True), expected)
+    assert loaded.get_embedding_dimension() == 32
+    assert torch.equal(loaded[-1].state.importance.theta, torch.arange(32.0))
+
+
+def test_heads_that_would_not_come_back_are_refused(pretrained: SentenceTransformer):
+    inside = Dense(384, 32, activation_function=nn.Identity())
+    inside.linear = NonNegLinear(384, 32)
+    with pytest.raises(ValueError, match=r"module 1, Dense, has a NonNegLinear.*SentenceTransformersHead"):
+        SentenceTransformers(nn.Sequential(pretrained[1], inside), NTXentLoss())
+
+    class Forgetful(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+
+    with pytest.raises(ValueError, match="Forgetful does not keep its argument width"):
+        SentenceTransformersHead(Forgetful(3))
+    with pytest.raises(ValueError, match=r"got a dict.*SentenceTransformersHead"):
+        NonNegProjection(384, 64, 32)({"sentence_embedding": torch.randn(4, 384)})
+
+
+def test_a_run_that_resumes_has_the_importance_it_had(model: SentenceTransformer, tmp_path: Path):
+    """The trainer's checkpoint holds what the loss learns; a model without it is refused."""
+
+    def train(resume: str | None) -> SentenceTransformers:
+        loss = SentenceTransformers(copy.deepcopy(model), TriFactorContrast(example.WIDTH, temperature=0.05))
+        options = example.Arguments(
+            output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, learning_rate=1e-2, save_steps=1,
+            lr_scheduler_type="constant", report_to="none", disable_tqdm=True, use_cpu=True,
+        )  # fmt: skip
+        data = example.names("de", 8)
+        trainer = example.SentenceTransformerTrainer(loss.model, options, train_dataset=data, loss=loss)
+        trainer.train(resume_from_checkpoint=resume)
+        return loss
+
+    whole, resumed = train(None), train(str(tmp_path / "checkpoint-1"))
+    theta = whole.loss.importance.theta
+    assert (theta - theta[0]).abs().max() > 1e-3
+    torch.testing.assert_close(resumed.loss.importance.theta, theta)
+    whole.model = copy.deepcopy(model)
+    with pytest.raises(ValueError, match=r"another model is trained.*loss=lambda model: SentenceTransformers"):
+        whole(features(model))
