@@ -185,6 +185,7 @@ def delta_terms(
 
     def checked() -> float:
         _check.paired("z", z, "w", w)
+        check_dissimilarity(dissimilarity)
         check_corrections(z, alpha, alpha_tilde)
         return check_delta(kind, symmetric, ratio, clamp, gather, impl)
 
@@ -270,14 +271,22 @@ def check_delta(kind: str, symmetric: bool, ratio: str, clamp: float, gather: st
     return clamp
 
 
+def check_dissimilarity(dissimilarity: object) -> None:
+    """Raise ``ValueError`` unless it has the methods of a `Dissimilarity`."""
+    missing = [name for name in ("paired", "pairwise", "factors") if not callable(getattr(dissimilarity, name, None))]
+    if missing:
+        lacking = f"{type(dissimilarity).__name__} lacks {', '.join(missing)}"
+        raise ValueError(f"dissimilarity {lacking}: see ssl_heads.functional.delta.Dissimilarity")
+
+
 def check_corrections(z: Tensor, alpha: Tensor | None, alpha_tilde: Tensor | None) -> None:
     """Raise ``ValueError`` unless a correction holds one value a row."""
-    for name, correction in (("alpha", alpha), ("alpha_tilde", alpha_tilde)):
-        if correction is not None and correction.shape != z.shape[:1]:
-            raise ValueError(
-                f"{name} must hold one value for each row of z: expected shape ({len(z)},), "
-                f"got {tuple(correction.shape)}"
-            )
+    corrections = {"alpha": alpha, "alpha_tilde": alpha_tilde}
+    for name, x in ((name, x) for name, x in corrections.items() if x is not None):
+        _check.tensor(name, x)
+        if x.shape != z.shape[:1] or not x.is_floating_point():
+            one = f"one value for each row of z: expected shape ({len(z)},)"
+            raise ValueError(f"{name} must hold {one}, got {tuple(x.shape)} of {x.dtype}")
 
 
 def delta_form(kind: str, symmetric: bool, ratio: str, clamp: float, dissimilarity: object) -> dict[str, object]:

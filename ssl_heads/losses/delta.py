@@ -16,6 +16,7 @@ from ssl_heads.functional.delta import (
     Ratio,
     check_corrections,
     check_delta,
+    check_dissimilarity,
     delta_form,
     terms_of_pairs,
 )
@@ -197,12 +198,7 @@ def _apply(correction: nn.Module | None, x: Tensor) -> Tensor | None:
 
 
 def _check_modules(dissimilarity: nn.Module, alpha: object, alpha_tilde: object) -> None:
-    missing = [name for name in ("paired", "pairwise", "factors") if not callable(getattr(dissimilarity, name, None))]
-    if missing:
-        raise ValueError(
-            f"dissimilarity {type(dissimilarity).__name__} lacks {', '.join(missing)}: see "
-            "ssl_heads.functional.delta.Dissimilarity"
-        )
+    check_dissimilarity(dissimilarity)
     for name, correction in (("alpha", alpha), ("alpha_tilde", alpha_tilde)):
         if correction is not None and not isinstance(correction, nn.Module):
             raise ValueError(f"{name} must be a module (n, d) -> (n,) or None, got {correction!r}")

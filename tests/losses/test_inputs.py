@@ -134,6 +134,7 @@ PAIRS: dict[str, Callable[[Any, Any], Any]] = {
     "TriFactorContrast-towers": sh.TriFactorContrast(4, two_towers=True),
     "TriFactorContrast-spectral": sh.TriFactorContrast(4, kind="spectral"),
     "DeltaContrast": sh.DeltaContrast(),
+    "DeltaContrast-start": lambda a, b: sh.DeltaContrast("nwj", alpha=sh.MLPCorrection(4))(a, b),
     "OpenCLIP": lambda a, b: adapters.OpenCLIP(sh.CLIPLoss())(a, b, torch.tensor(1.0)),
     "MetricLearning": lambda a, b: adapters.MetricLearning(sh.InfoNCELoss())(
         a, LABELS, None, "none" if b is None else b
@@ -198,6 +199,19 @@ def test_an_importance_is_a_floating_vector(importance: Any) -> None:
     ):
         with pytest.raises(ValueError, match="importance must"):
             loss(Z, W, importance)
+
+
+@pytest.mark.parametrize("correction", [np.ones(6), [1.0] * 6, 1.0, torch.ones(6) + 0j, torch.ones(6, 1)])
+def test_a_correction_is_a_floating_vector(correction: Any) -> None:
+    for name in ("alpha", "alpha_tilde"):
+        with pytest.raises(ValueError, match=f"{name} must"):
+            ours.delta_contrast(Z, W, "nce", sh.LpPower(1), **{name: correction})
+
+
+def test_a_dissimilarity_has_its_methods() -> None:
+    for of in (lambda d: ours.delta_contrast(Z, W, "nce", d), lambda d: sh.DeltaContrast("nce", d)):
+        with pytest.raises(ValueError, match="lacks paired, pairwise, factors"):
+            of("cosine")
 
 
 # ------------------------------------------------------------------------------------------------------- labels and ids
