@@ -27,7 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_heads.similarity.exclusion import Exclusion
+from ssl_heads import similarity
+from ssl_heads.similarity import Exclusion
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 DEVICE = "cuda"
@@ -84,10 +85,9 @@ def clip_eager(q: Tensor, k: Tensor) -> Tensor:
 
 
 def clip_fused(q: Tensor, k: Tensor) -> Tensor:
-    from ssl_heads.similarity.triton import operators
-
     # no bound: the loss takes features as they come, and a scale that lives on the device
-    row, column = operators.log_sum_exp(q, k, SCALE, exclusion=Exclusion.diagonal(len(q), len(k)), columns=True)
+    exclusion = Exclusion.diagonal(len(q), len(k))
+    row, column = similarity.log_sum_exp(q, k, SCALE, exclusion=exclusion, columns=True, dtype=q.dtype, impl="triton")
     assert column is not None
     positive = SCALE * (q.float() * k.float()).sum(1)
     return (F.softplus(row - positive) + F.softplus(column - positive)).mean() / 2
@@ -134,9 +134,9 @@ def nt_xent_eager(q: Tensor, k: Tensor) -> Tensor:
 
 
 def nt_xent_fused(q: Tensor, k: Tensor) -> Tensor:
-    from ssl_heads.similarity.triton import operators
-
-    row = operators.self_log_sum_exp(torch.cat([q, k]), SCALE, exclusion=Exclusion.modulo(len(q)), bound=1.1 * SCALE)
+    row = similarity.self_log_sum_exp(
+        torch.cat([q, k]), SCALE, exclusion=Exclusion.modulo(len(q)), bound=1.1 * SCALE, dtype=q.dtype, impl="triton"
+    )
     positive = SCALE * (q.float() * k.float()).sum(1)
     return F.softplus(row - positive.repeat(2)).mean()
 
@@ -146,9 +146,8 @@ def queue_eager(q: Tensor, k: Tensor) -> Tensor:
 
 
 def queue_fused(q: Tensor, k: Tensor) -> Tensor:
-    from ssl_heads.similarity.triton import operators
-
-    return operators.log_sum_exp(q, k.detach(), SCALE, bound=1.1 * SCALE)[0].mean()
+    row, _ = similarity.log_sum_exp(q, k.detach(), SCALE, bound=1.1 * SCALE, dtype=q.dtype, impl="triton")
+    return row.mean()
 
 
 def siglip_eager(q: Tensor, k: Tensor) -> Tensor:
@@ -158,9 +157,8 @@ def siglip_eager(q: Tensor, k: Tensor) -> Tensor:
 
 
 def siglip_fused(q: Tensor, k: Tensor) -> Tensor:
-    from ssl_heads.similarity.triton import operators
-
-    negatives = operators.softplus_sum(q, k, SCALE, -10.0, exclusion=Exclusion.diagonal(len(q), len(k)))
+    exclusion, bias = Exclusion.diagonal(len(q), len(k)), torch.tensor(-10.0, device=q.device)
+    negatives = similarity.softplus_sum(q, k, SCALE, bias, exclusion=exclusion, dtype=q.dtype, impl="triton")
     positive = SCALE * (q.float() * k.float()).sum(1) - 10.0
     return (negatives + F.softplus(-positive).sum()) / len(q)
 

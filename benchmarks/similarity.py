@@ -27,7 +27,7 @@ from torch import Tensor
 from ssl_heads import functional
 from ssl_heads.functional import safe_normalize
 from ssl_heads.similarity import Impl
-from ssl_heads.similarity.product import inner
+from ssl_heads.similarity.product import matmul_nt
 
 HERE = Path(__file__).parent
 DENSE_LIMIT_GB = 8.0
@@ -185,7 +185,7 @@ def run(work: Work) -> list[Record]:
     entrants = {k: c for k, c in work.contestants.items() if k not in left_out}
     seconds = measure.alternate({k: c.loss for k, c in entrants.items()}, make_inputs, work.repeats)
     size = (work.rows, work.columns, work.width)
-    mm, product = measure.product_seconds(lambda x, y: x @ y.T, *size), measure.product_seconds(inner, *size)
+    mm, product = measure.product_seconds(lambda x, y: x @ y.T, *size), measure.product_seconds(matmul_nt, *size)
     ours = median(seconds["ssl-heads"])
     records = []
     inputs = make_inputs()

@@ -252,16 +252,16 @@ def assert_matches_oracle(case: Case, impl: str, n: int, d: int, dtype: torch.dt
 def use_small_tiles(monkeypatch: pytest.MonkeyPatch, size: int) -> list[tuple[int, int]]:
     """Make the tiles ``size x size`` at most, none of them kept; the list that is returned fills with their shapes."""
     monkeypatch.setattr(tiled, "TILE", dict.fromkeys(tiled.TILE, size))
-    monkeypatch.setattr(tiled, "KEPT_BYTES", 0)
+    monkeypatch.setattr(tiled, "SAVED_BYTES", 0)
     shapes = []
-    original = tiled.inner
+    original = tiled.matmul_nt
 
     def recorded(query: Tensor, key: Tensor) -> Tensor:
         tile = original(query, key)
         shapes.append(tuple(tile.shape))
         return tile
 
-    monkeypatch.setattr(tiled, "inner", recorded)
+    monkeypatch.setattr(tiled, "matmul_nt", recorded)
     return shapes
 
 

@@ -13,9 +13,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ssl_heads._modes import without_autocast
 from ssl_heads.distributed.outside import outside_graph
 from ssl_heads.distributed.shard import Pairs, Shard
-from ssl_heads.similarity import Impl, implementation, partial
+from ssl_heads.similarity import Impl, implementation
+from ssl_heads.similarity.backend import Needs
+from ssl_heads.similarity.operators import backend
 
 
 def log_sum_exp(
@@ -140,7 +143,9 @@ class _LogSumExp(torch.autograd.Function):
         column = Homeward(shard, logaddexp_)
         for source, (block,) in travelling(shard, key):
             exclusion = pairs.with_block(source, *views)
-            by_row, by_column = partial.log_sum_exp(query, block, exclusion, columns, bound, impl)
+            with without_autocast(query):
+                forward = backend(impl).pair_forward
+                by_row, by_column, _ = forward(query, block, 1.0, exclusion, columns, False, bound)
             logaddexp_(row, by_row)
             if columns:
                 column.put(source, by_column)
@@ -153,19 +158,19 @@ class _LogSumExp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, row, own_column = ctx.saved_tensors
-        row_gradient, own_column_gradient = gradients
+        row_gradient, own_column_gradient = (gradient.contiguous() for gradient in gradients)
         pairs, shard = ctx.pairs, ctx.pairs.shard
         needs_query, needs_key = ctx.needs_input_grad[:2]
+        needs, nothing = Needs(needs_query, needs_key, scale=False), row.new_empty(0)
         query_gradient, key_gradient = torch.zeros_like(query, dtype=row.dtype), Homeward(shard)
         blocks = travelling(shard, key, own_column, own_column_gradient) if len(own_column) else travelling(shard, key)
         for source, (block, *of_columns) in blocks:
             column, column_gradient = of_columns or (own_column, own_column_gradient)
             exclusion = pairs.with_block(source, *ctx.views)
-            sums, upstream = (row, column), (row_gradient, column_gradient)
-            needs = (needs_query, needs_key)
-            by_query, by_key = partial.log_sum_exp_gradient(
-                query, block, sums, upstream, exclusion, ctx.bound, needs, ctx.impl
-            )
+            sums = (row, column, nothing, row_gradient, column_gradient)
+            with without_autocast(query):
+                backward = backend(ctx.impl).pair_backward
+                by_query, by_key, _ = backward(query, block, 1.0, *sums, exclusion, False, ctx.bound, needs)
             if needs_query:
                 query_gradient += by_query
             if needs_key:
@@ -181,7 +186,9 @@ class _SoftplusSum(torch.autograd.Function):
         ctx.pairs, ctx.impl = pairs, impl
         total = bias.new_zeros(())
         for source, (block,) in travelling(pairs.shard, key):
-            total += partial.softplus_sum(query, block, bias, pairs.with_block(source, 1, 1), impl)[0]
+            exclusion = pairs.with_block(source, 1, 1)
+            with without_autocast(query):
+                total += backend(impl).softplus_sum(query, block, 1.0, bias, exclusion, gradient=False)[0]
         return total
 
     @staticmethod
@@ -193,9 +200,11 @@ class _SoftplusSum(torch.autograd.Function):
         key_gradient = Homeward(ctx.pairs.shard)
         for source, (block,) in travelling(ctx.pairs.shard, key):
             exclusion = ctx.pairs.with_block(source, 1, 1)
-            _, by_query, by_key, by_bias = partial.softplus_sum(query, block, bias, exclusion, ctx.impl, gradient=True)
+            with without_autocast(query):
+                found = backend(ctx.impl).softplus_sum(query, block, 1.0, bias, exclusion, gradient=True)
+            _, by_query, by_key, _, by_bias = found
             query_gradient += by_query
-            bias_gradient += by_bias
+            bias_gradient += by_bias.reshape(())
             if ctx.needs_input_grad[1]:
                 key_gradient.put(source, by_key * upstream)
         home = key_gradient.home() if ctx.needs_input_grad[1] else None

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ssl_heads._modes import is_transformed
 from ssl_heads.functional.normalize import default_eps, row_norm
-from ssl_heads.similarity.product import inner
-from ssl_heads.similarity.tiled import is_kept
+from ssl_heads.similarity.product import matmul_nt
+from ssl_heads.similarity.tiled import is_one_tile
 
 LARGEST_SCALE = 60.0
 """With cosines and this scale no sum of exponentials overflows, and nothing that matters underflows."""
@@ -34,7 +34,7 @@ def fits(z0: Tensor, z1: Tensor, temperature: float) -> bool:
         and z0.shape[0] >= 2  # one pair has no negatives
         and z0.shape[1] >= 1
         and all(z.dtype == torch.float32 and z.device.type == "cpu" for z in (z0, z1))
-        and is_kept(2 * z0.shape[0], 2 * z0.shape[0], z0.dtype)
+        and is_one_tile(2 * z0.shape[0], 2 * z0.shape[0], z0.dtype)
         and not is_transformed()
         and not (z0.is_inference() or z1.is_inference())
     )
@@ -59,7 +59,7 @@ class _NTXent(torch.autograd.Function):
             z = torch.cat([z0, z1])
             norm = row_norm(z, default_eps(z.dtype))
             u = z.div_(norm)
-            s = inner(u, u).mul_(scale)
+            s = matmul_nt(u, u).mul_(scale)
             positive = s.diagonal(n).clone()
             e = s.exp_()
             e.view(2, n, 2, n).diagonal(dim1=1, dim2=3).zero_()  # what is of one sample
@@ -89,7 +89,7 @@ def _gradient(
     both = g.sum(0).neg_()
     w.diagonal(n).copy_(both)
     w.diagonal(-n).copy_(both)
-    product = inner(w, u.mT)
+    product = matmul_nt(w, u.mT)
     radial = torch.linalg.vecdot(product, u)
     z_gradient = product.addcmul_(u, radial[:, None], value=-1).div_(norm)
     return z_gradient[:n], z_gradient[n:]

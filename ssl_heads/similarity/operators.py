@@ -1,33 +1,54 @@
-"""The tiled passes as operators that autograd, autocast and torch.compile know.
+"""The engine as torch operators: one registration for each structure of the matrix, whatever computes it.
 
-Saved for backward: the inputs and vectors of length n. A second derivative has no tiled form; it says so.
+What computes is a backend, see `ssl_heads.similarity.backend`. Saved for backward are the inputs, vectors of length n,
+and what the backend names in `saved_shape`. There is no second derivative.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssl_heads.similarity import tiled
+from ssl_heads._modes import without_autocast
+from ssl_heads.similarity import dense, tiled
+from ssl_heads.similarity.backend import Backend, Needs
 from ssl_heads.similarity.exclusion import Exclusion
 
 
-def _bound(bound: float, query: Tensor, key: Tensor, weight: Tensor | None = None) -> float:
-    """A finite bound on the logits where one is known without waiting for a device."""
-    if math.isfinite(bound) or query.device.type != "cpu":
-        return bound
-    return tiled.largest_logit(query if weight is None else query * weight, key)
+def backend(impl: str) -> Backend:
+    """The module that computes; Triton is imported when a call needs it."""
+    if impl == "triton":
+        from ssl_heads.similarity.triton import backend as fused
+
+        return fused
+    return tiled if impl == "tiled" else dense
+
+
+def accumulator(x: Tensor) -> torch.dtype:
+    """What sums and gradients are held in."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def scalar(value: Tensor | float, like: Tensor) -> Tensor:
+    """A number as operators take it: shape (1,), in the dtype of the sums, on the device of the rows."""
+    if isinstance(value, Tensor):
+        return value.to(like.device, accumulator(like)).reshape(1)
+    return torch.full((1,), value, dtype=accumulator(like), device=like.device)
 
 
 def _no_second_derivative(ctx: Any, *gradients: Any) -> Any:
-    raise RuntimeError('the tiled similarity has no second derivative; pass impl="dense" to differentiate twice')
+    raise RuntimeError('tiles and kernels have no second derivative; pass impl="dense" to differentiate twice')
 
 
-def _ignore_inputs(ctx: Any, inputs: Any, output: Any) -> None:
+def _save_nothing(ctx: Any, inputs: Any, output: Any) -> None:
     """A context that keeps nothing."""
+
+
+def _empty(x: Tensor, *shape: int) -> Tensor:
+    """A result of this shape, as the compiler sees it."""
+    return x.new_empty(shape, dtype=accumulator(x))
 
 
 # ------------------------------------------------------------------------------------------------------------ two sets
@@ -37,34 +58,41 @@ def _ignore_inputs(ctx: Any, inputs: Any, output: Any) -> None:
 def pair_lse(
     query: Tensor,
     key: Tensor,
+    scale: Tensor,
     offset: int,
     period: int,
     query_ids: Tensor | None,
     key_ids: Tensor | None,
     keep_equal: bool,
     columns: bool,
+    one_sweep: bool,
     bound: float,
+    dtype: torch.dtype,
+    impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp over the negatives of ``q k^T``, by rows, on request by columns, and what the backward uses again."""
+    """Log-sum-exp over negatives of ``scale q k^T`` by rows, on request by columns, and what the backward reuses."""
     exclusion = Exclusion(offset, period, query_ids, key_ids, keep_equal)
-    with torch.autocast(query.device.type, enabled=False):
-        return tiled.pair_forward(query, key, exclusion, columns, _bound(bound, query, key))
+    with without_autocast(query):
+        rows = query.to(dtype), key.to(dtype)
+        return backend(impl).pair_forward(*rows, scale, exclusion, columns, one_sweep, bound)
 
 
 @pair_lse.register_fake
-def _(query, key, offset, period, query_ids, key_ids, keep_equal, columns, bound):  # type: ignore[no-untyped-def]
-    n, m = query.shape[0], key.shape[0]
-    kept = query.new_empty(tiled.kept_shape(n, m, query.dtype))
-    return query.new_empty(n), query.new_empty(m if columns else 0), kept
+def _(query, key, scale, *rest):  # type: ignore[no-untyped-def]
+    *_, columns, one_sweep, _, dtype, impl = rest
+    (n, d), m = query.shape, key.shape[0]
+    saved = backend(impl).saved_shape(n, m, d, dtype, one_sweep)
+    return _empty(query, n), _empty(query, m if columns else 0), _empty(query, *saved)
 
 
 @torch.library.custom_op("ssl_heads::pair_lse_backward", mutates_args=())
 def pair_lse_backward(
     query: Tensor,
     key: Tensor,
+    scale: Tensor,
     row: Tensor,
     column: Tensor,
-    kept: Tensor,
+    saved: Tensor,
     row_gradient: Tensor,
     column_gradient: Tensor,
     offset: int,
@@ -72,167 +100,144 @@ def pair_lse_backward(
     query_ids: Tensor | None,
     key_ids: Tensor | None,
     keep_equal: bool,
+    one_sweep: bool,
     bound: float,
+    dtype: torch.dtype,
+    impl: str,
     needs_query: bool,
     needs_key: bool,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of `pair_lse` with respect to query and key; empty where not needed."""
+    needs_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `pair_lse` with respect to query and key, empty where not needed, and to the scale."""
     exclusion = Exclusion(offset, period, query_ids, key_ids, keep_equal)
-    with torch.autocast(query.device.type, enabled=False):
-        return tiled.pair_backward(
-            query,
-            key,
-            row,
-            column,
-            kept,
-            row_gradient,
-            column_gradient,
-            exclusion,
-            _bound(bound, query, key),
-            needs_query,
-            needs_key,
-        )
+    sums, upstream = (row, column, saved), (row_gradient, column_gradient)
+    needs = Needs(needs_query, needs_key, needs_scale)
+    with without_autocast(query):
+        rows = query.to(dtype), key.to(dtype)
+        return backend(impl).pair_backward(*rows, scale, *sums, *upstream, exclusion, one_sweep, bound, needs)
 
 
 @pair_lse_backward.register_fake
-def _(query, key, *rest):  # type: ignore[no-untyped-def]
-    *_, needs_query, needs_key = rest
-    return (
-        query.new_empty(query.shape) if needs_query else query.new_empty(0),
-        key.new_empty(key.shape) if needs_key else key.new_empty(0),
-    )
+def _(query, key, scale, *rest):  # type: ignore[no-untyped-def]
+    *_, needs_query, needs_key, _ = rest
+    shapes = (query.shape if needs_query else (0,)), (key.shape if needs_key else (0,)), (1,)
+    return tuple(_empty(query, *shape) for shape in shapes)
 
 
 def _pair_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    query, key, ctx.offset, ctx.period, query_ids, key_ids, ctx.keep_equal, ctx.columns, ctx.bound = inputs
-    ctx.save_for_backward(query, key, query_ids, key_ids, *output)
+    query, key, scale, offset, period, query_ids, key_ids, keep_equal, _, *ctx.settings = inputs
+    ctx.offset, ctx.period, ctx.keep_equal = offset, period, keep_equal
+    ctx.save_for_backward(query, key, scale, query_ids, key_ids, *output)
     ctx.set_materialize_grads(False)
 
 
-def _pair_backward(
-    ctx: Any, row_gradient: Tensor | None, column_gradient: Tensor | None, kept_gradient: Tensor | None
-) -> Any:
-    query, key, query_ids, key_ids, row, column, kept = ctx.saved_tensors
+def _pair_backward(ctx: Any, row_gradient: Tensor | None, column_gradient: Tensor | None, _: Tensor | None) -> Any:
+    query, key, scale, query_ids, key_ids, row, column, saved = ctx.saved_tensors
     if row_gradient is None and column_gradient is None:
-        return (None,) * 9
+        return (None,) * 13
     row_gradient = torch.zeros_like(row) if row_gradient is None else row_gradient
     column_gradient = torch.zeros_like(column) if column_gradient is None else column_gradient
-    needs_query, needs_key = ctx.needs_input_grad[:2]
+    needs = ctx.needs_input_grad[:3]
     exclusion = (ctx.offset, ctx.period, query_ids, key_ids, ctx.keep_equal)
-    query_gradient, key_gradient = pair_lse_backward(
-        query, key, row, column, kept, row_gradient, column_gradient, *exclusion, ctx.bound, needs_query, needs_key
-    )
-    return query_gradient if needs_query else None, key_gradient if needs_key else None, *[None] * 7
+    sums = (row, column, saved, row_gradient, column_gradient)
+    gradients = pair_lse_backward(query, key, scale, *sums, *exclusion, *ctx.settings, *needs)
+    found = zip(gradients, (query, key, scale), needs, strict=True)
+    return *(gradient.to(x.dtype) if needed else None for gradient, x, needed in found), *[None] * 10
 
 
 pair_lse.register_autograd(_pair_backward, setup_context=_pair_setup)
-pair_lse_backward.register_autograd(_no_second_derivative, setup_context=_ignore_inputs)
+pair_lse_backward.register_autograd(_no_second_derivative, setup_context=_save_nothing)
 
 
-# ------------------------------------------------------------------------------------------------------------- one set
+# ------------------------------------------------------------------------------------- one set: the matrix is symmetric
 
 
 @torch.library.custom_op("ssl_heads::self_lse", mutates_args=())
 def self_lse(
-    x: Tensor, weight: Tensor, offset: int, period: int, ids: Tensor | None, keep_equal: bool, bound: float
+    x: Tensor,
+    weight: Tensor | None,
+    scale: Tensor,
+    offset: int,
+    period: int,
+    ids: Tensor | None,
+    keep_equal: bool,
+    bound: float,
+    dtype: torch.dtype,
+    impl: str,
 ) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp over the negatives of the rows of ``x diag(w) x^T``, and what the backward can use again."""
+    """Log-sum-exp over the negatives of the rows of ``scale x diag(weight) x^T``, and what the backward reuses."""
     exclusion = Exclusion(offset, period, ids, ids, keep_equal)
-    with torch.autocast(x.device.type, enabled=False):
-        return tiled.self_forward(x, weight, exclusion, _bound(bound, x, x, weight))
+    with without_autocast(x):
+        return backend(impl).self_forward(*_both_sides(x, weight, dtype), scale, exclusion, bound)
+
+
+def _both_sides(x: Tensor, weight: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The rows as queries and as keys; one tensor where nothing tells them apart."""
+    key = x.to(dtype)
+    return key if weight is None else (x * weight).to(dtype), key
 
 
 @self_lse.register_fake
-def _(x, weight, offset, period, ids, keep_equal, bound):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape[0]), x.new_empty(tiled.kept_shape(x.shape[0], x.shape[0], x.dtype))
+def _(x, weight, scale, *rest):  # type: ignore[no-untyped-def]
+    *_, dtype, impl = rest
+    n, d = x.shape
+    return _empty(x, n), _empty(x, *backend(impl).saved_shape(n, n, d, dtype, False))
 
 
 @torch.library.custom_op("ssl_heads::self_lse_backward", mutates_args=())
 def self_lse_backward(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
+    scale: Tensor,
     row: Tensor,
-    kept: Tensor,
+    saved: Tensor,
     row_gradient: Tensor,
     offset: int,
     period: int,
     ids: Tensor | None,
     keep_equal: bool,
     bound: float,
-) -> Tensor:
-    """``(W + W^T) x``, from which the gradients with respect to x and the weight follow row by row."""
+    dtype: torch.dtype,
+    impl: str,
+    needs_scale: bool,
+) -> tuple[Tensor, Tensor]:
+    """``scale (W + W^T) x``, from which the gradients of x and the weight follow row by row; that of the scale."""
     exclusion = Exclusion(offset, period, ids, ids, keep_equal)
-    with torch.autocast(x.device.type, enabled=False):
-        return tiled.self_backward(x, weight, row, kept, row_gradient, exclusion, _bound(bound, x, x, weight))
+    rows, sums = _both_sides(x, weight, dtype), (row, saved, row_gradient)
+    with without_autocast(x):
+        return backend(impl).self_backward(*rows, scale, *sums, exclusion, bound, needs_scale)
 
 
 @self_lse_backward.register_fake
-def _(x, *rest):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape)
+def _(x, weight, scale, *rest):  # type: ignore[no-untyped-def]
+    return _empty(x, *x.shape), _empty(x, 1)
 
 
 def _self_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    x, weight, ctx.offset, ctx.period, ids, ctx.keep_equal, ctx.bound = inputs
-    ctx.save_for_backward(x, weight, ids, *output)
+    x, weight, scale, ctx.offset, ctx.period, ids, ctx.keep_equal, *ctx.settings = inputs
+    ctx.save_for_backward(x, weight, scale, ids, *output)
     ctx.set_materialize_grads(False)
 
 
-def _self_backward(ctx: Any, row_gradient: Tensor | None, kept_gradient: Tensor | None) -> Any:
+def _self_backward(ctx: Any, row_gradient: Tensor | None, _: Tensor | None) -> Any:
     if row_gradient is None:
-        return (None,) * 7
-    x, weight, ids, row, kept = ctx.saved_tensors
+        return (None,) * 10
+    x, weight, scale, ids, row, saved = ctx.saved_tensors
+    needs_x, needs_weight, needs_scale = ctx.needs_input_grad[:3]
     exclusion = (ctx.offset, ctx.period, ids, ctx.keep_equal)
-    product = self_lse_backward(x, weight, row, kept, row_gradient, *exclusion, ctx.bound)
-    needs_x, needs_weight = ctx.needs_input_grad[:2]
+    product, scale_gradient = self_lse_backward(
+        x, weight, scale, row, saved, row_gradient, *exclusion, *ctx.settings, needs_scale
+    )
     return (
-        product * weight if needs_x else None,
+        (product if weight is None else product * weight).to(x.dtype) if needs_x else None,
         (x * product).sum(0) / 2 if needs_weight else None,
-        *[None] * 5,
+        scale_gradient if needs_scale else None,
+        *[None] * 7,
     )
 
 
 self_lse.register_autograd(_self_backward, setup_context=_self_setup)
-self_lse_backward.register_autograd(_no_second_derivative, setup_context=_ignore_inputs)
-
-
-# ----------------------------------------------------------------------------------------- keys that need no gradient
-
-
-@torch.library.custom_op("ssl_heads::attend_lse", mutates_args=())
-def attend_lse(
-    query: Tensor,
-    key: Tensor,
-    offset: int,
-    period: int,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    keep_equal: bool,
-    bound: float,
-) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp over the negatives of the rows of ``q k^T``, and its derivative with respect to the query."""
-    exclusion = Exclusion(offset, period, query_ids, key_ids, keep_equal)
-    with torch.autocast(query.device.type, enabled=False):
-        return tiled.attend(query, key, exclusion, _bound(bound, query, key))
-
-
-@attend_lse.register_fake
-def _(query, key, offset, period, query_ids, key_ids, keep_equal, bound):  # type: ignore[no-untyped-def]
-    return query.new_empty(query.shape[0]), query.new_empty(query.shape)
-
-
-def _attend_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    ctx.save_for_backward(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _attend_backward(ctx: Any, row_gradient: Tensor | None, mean_key_gradient: Tensor | None) -> Any:
-    if mean_key_gradient is not None:
-        _no_second_derivative(ctx)
-    (mean_key,) = ctx.saved_tensors
-    return None if row_gradient is None else mean_key * row_gradient[:, None], *[None] * 7
-
-
-attend_lse.register_autograd(_attend_backward, setup_context=_attend_setup)
+self_lse_backward.register_autograd(_no_second_derivative, setup_context=_save_nothing)
 
 
 # --------------------------------------------------------------------------------------------------------- elementwise
@@ -240,34 +245,46 @@ attend_lse.register_autograd(_attend_backward, setup_context=_attend_setup)
 
 @torch.library.custom_op("ssl_heads::softplus_sum", mutates_args=())
 def softplus_sum(
-    query: Tensor, key: Tensor, bias: Tensor, offset: int, period: int, needs_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``sum_ij softplus(<q_i, k_j> + b)`` over negatives; with it, on request, its gradients."""
-    with torch.autocast(query.device.type, enabled=False):
-        return tiled.softplus_sum(query, key, bias, Exclusion(offset, period), needs_gradient)
+    query: Tensor,
+    key: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    offset: int,
+    period: int,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    keep_equal: bool,
+    dtype: torch.dtype,
+    impl: str,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``sum_ij softplus(scale <q_i, k_j> + bias)`` over negatives; on request its gradients, empty otherwise."""
+    exclusion = Exclusion(offset, period, query_ids, key_ids, keep_equal)
+    with without_autocast(query):
+        return backend(impl).softplus_sum(query.to(dtype), key.to(dtype), scale, bias, exclusion, gradient)
 
 
 @softplus_sum.register_fake
-def _(query, key, bias, offset, period, needs_gradient):  # type: ignore[no-untyped-def]
-    gradients = (
-        (query.new_empty(query.shape), key.new_empty(key.shape))
-        if needs_gradient
-        else (query.new_empty(0), key.new_empty(0))
-    )
-    return bias.new_empty(()), *gradients, bias.new_empty(())
+def _(query, key, *rest):  # type: ignore[no-untyped-def]
+    if not rest[-1]:
+        return _empty(query), *(_empty(query, 0) for _ in range(4))
+    return _empty(query), *(_empty(query, *x.shape) for x in (query, key)), _empty(query, 1), _empty(query, 1)
 
 
 def _softplus_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.dtypes = [x.dtype for x in inputs[:4]]
     ctx.save_for_backward(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _softplus_backward(ctx: Any, gradient: Tensor | None, *others: Tensor | None) -> Any:
+def _softplus_backward(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> Any:
     if any(other is not None for other in others):
         _no_second_derivative(ctx)
-    if gradient is None:
-        return (None,) * 6
-    return *[g * gradient for g in ctx.saved_tensors], None, None, None
+    if upstream is None:
+        return (None,) * 12
+    needs = ctx.needs_input_grad[:4]
+    found = zip(ctx.saved_tensors, ctx.dtypes, needs, strict=True)
+    return *((gradient * upstream).to(dtype) if needed else None for gradient, dtype, needed in found), *[None] * 8
 
 
 softplus_sum.register_autograd(_softplus_backward, setup_context=_softplus_setup)

@@ -28,7 +28,7 @@ def _onednn(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu" and onednn_is_faster()
 
 
-def inner(x: Tensor, y: Tensor) -> Tensor:
+def matmul_nt(x: Tensor, y: Tensor) -> Tensor:
     """``x y^T``: the inner products of rows."""
     if _onednn(x):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, y, None, "none", [], "")

@@ -1,6 +1,7 @@
 """Closed-form forward and backward over tiles: the matrix of similarities is never stored.
 
-All functions work on plain tensors of one dtype (fp32 or fp64), with the scale already multiplied into the query.
+All functions work on plain tensors of one dtype (fp32 or fp64). The passes are the backend "tiled", whose contract is
+`ssl_heads.similarity.backend.Backend`; below them the scale is already multiplied into the query.
 
 One exponential a pair. With a common shift ``c``, ``e_ij = exp(S_ij - c)`` serves its row and its column, and no
 running maximum is needed. ``c`` is chosen so that no sum can overflow, given ``|S| <= bound``; whether something that
@@ -18,43 +19,47 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ssl_heads.similarity.backend import Needs
+from ssl_heads.similarity.dense import without_infinity
 from ssl_heads.similarity.exclusion import Exclusion
-from ssl_heads.similarity.product import accumulate, inner
+from ssl_heads.similarity.product import accumulate, matmul_nt
 
 # The side of the largest square tile, by bytes an element: it stays in cache beside its operands. And the smallest, on
 # which a matrix product still runs near its full rate. See docs/performance.md.
 TILE = {4: 768, 8: 512}
 SMALLEST = 256
-KEPT_BYTES = 1 << 22
-"""A matrix of at most so many bytes is one tile, and the backward uses its exponentials again: what they cost in memory
-does not grow with the batch, and a third of the products is saved."""
+SAVED_BYTES = 1 << 22
+"""A matrix of at most so many bytes is one tile, and the backward reuses its exponentials: their memory does not grow
+with the batch, and a third of the products is saved."""
 TINY = torch.finfo(torch.float32).tiny
 
 
-def is_kept(rows: int, columns: int, dtype: torch.dtype) -> bool:
-    """Whether the matrix is small enough to be one tile that the forward keeps for the backward."""
-    return rows * columns * dtype.itemsize <= KEPT_BYTES
+def is_one_tile(rows: int, columns: int, dtype: torch.dtype) -> bool:
+    """Whether the matrix is small enough to be one tile that the forward saves for the backward."""
+    return rows * columns * dtype.itemsize <= SAVED_BYTES
 
 
 def tile_side(count: int, dtype: torch.dtype) -> int:
     """Side of the square tiles for one set: where it can, four a side, so that the triangle saves near half."""
-    if is_kept(count, count, dtype):
+    if is_one_tile(count, count, dtype):
         return count
     return min(max(count // 4, SMALLEST), TILE[dtype.itemsize], count)
 
 
 def tile_shape(rows: int, columns: int, dtype: torch.dtype) -> tuple[int, int]:
     """Shape of the tiles for two sets: few rows, as of a batch beside a queue, leave room for more columns."""
-    if is_kept(rows, columns, dtype):
+    if is_one_tile(rows, columns, dtype):
         return rows, columns
     side = TILE[dtype.itemsize]
     height = min(rows, side)
     return height, min(columns, max(side * side // height, 1))
 
 
-def kept_shape(rows: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:
-    """Shape of the exponentials that the forward keeps for the backward: one small tile, or nothing."""
-    return (rows, columns) if is_kept(rows, columns, dtype) else (0,)
+def saved_shape(rows: int, columns: int, width: int, dtype: torch.dtype, one_sweep: bool) -> tuple[int, ...]:
+    """What the forward saves: the gradient of a single sweep, the exponentials of a single tile, or nothing."""
+    if one_sweep:
+        return rows, width
+    return (rows, columns) if is_one_tile(rows, columns, dtype) else (0,)
 
 
 def blocks(count: int, size: int) -> Iterator[slice]:
@@ -80,9 +85,12 @@ def upper_triangle(count: int, side: int) -> Iterator[tuple[slice, slice]]:
 # ---------------------------------------------------------------------------------------------------- the common shift
 
 
-def largest_logit(query: Tensor, key: Tensor) -> float:
-    """``max_i |q_i| * max_j |k_j| >= max_ij |S_ij|``, by Cauchy and Schwarz, with room for rounding."""
-    return 1.001 * float(query.norm(dim=1).max()) * float(key.norm(dim=1).max())
+def logit_bound(bound: float, query: Tensor, key: Tensor) -> float:
+    """The caller's bound, or ``max_i |q_i| * max_j |k_j| >= max_ij |S_ij|`` where that waits for no device."""
+    if math.isfinite(bound) or query.device.type != "cpu":
+        return bound
+    room_for_rounding = 1.001
+    return room_for_rounding * float(query.norm(dim=1).max()) * float(key.norm(dim=1).max())
 
 
 def common_shift(bound: float, count: int, dtype: torch.dtype) -> float:
@@ -106,21 +114,28 @@ def inverse_sum(gradient: Tensor, log_sum: Tensor, shift: float) -> Tensor:
     return torch.exp(shift - log_sum).nan_to_num_(nan=math.nan, posinf=0.0).mul_(gradient)
 
 
-def without_infinity(log_sum: Tensor) -> Tensor:
-    """A row without negatives has the log-sum-exp ``-inf``; ``+inf`` makes each of its weights zero."""
-    return torch.where(log_sum == -torch.inf, torch.inf, log_sum)
-
-
 # ----------------------------------------------------------------------------------------------------------- two sets
 
 
 def pair_forward(
-    query: Tensor, key: Tensor, exclusion: Exclusion, columns: bool, bound: float
+    query: Tensor,
+    key: Tensor,
+    scale: Tensor | float,
+    exclusion: Exclusion,
+    columns: bool,
+    one_sweep: bool,
+    bound: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp of all rows, and of all columns on request (else an empty tensor).
 
-    A matrix that is one small tile is the third result, for the backward to use again.
+    The third result is for the backward: the exponentials of a matrix that is one small tile, or the gradient of the
+    query where nothing else will need one.
     """
+    query = query * scale
+    bound = logit_bound(bound, query, key)
+    if one_sweep:
+        row, mean_key = _attend(query, key, exclusion, bound)
+        return row, row.new_empty(0), mean_key
     n, m = query.shape[0], key.shape[0]
     count = max(n, m)
     if math.isfinite(bound):
@@ -134,23 +149,24 @@ def pair_forward(
         row.log_().add_(shift)
         column.log_().add_(shift)
         if is_exact(row, shift, bound, count) and (not columns or is_exact(column, shift, bound, count)):
-            return row, column, e if n * m > 0 and is_kept(n, m, query.dtype) else nothing_kept(query, key)
-    return *_pair_online(query, key, exclusion, columns), nothing_kept(query, key)
+            return row, column, e if n * m > 0 and is_one_tile(n, m, query.dtype) else nothing_saved(query, key)
+    return *_pair_online(query, key, exclusion, columns), nothing_saved(query, key)
 
 
-def nothing_kept(query: Tensor, key: Tensor) -> Tensor:
-    """By the NaN the backward sees that there is nothing to use again: it must not have to guess what happened here."""
-    return query.new_full(kept_shape(query.shape[0], key.shape[0], query.dtype), math.nan)
+def nothing_saved(query: Tensor, key: Tensor) -> Tensor:
+    """A NaN placeholder where the forward took the online path and there is no tile to reuse."""
+    shape = saved_shape(query.shape[0], key.shape[0], query.shape[1], query.dtype, one_sweep=False)
+    return query.new_full(shape, math.nan)
 
 
-def usable(kept: Tensor) -> bool:
-    """Whether the forward kept its exponentials."""
-    return kept.numel() > 0 and not kept[0, 0].isnan()
+def has_tile(saved: Tensor) -> bool:
+    """Whether the forward saved its exponentials."""
+    return saved.numel() > 0 and not saved[0, 0].isnan()
 
 
 def exponentials(query: Tensor, key: Tensor, i: slice, j: slice, shift: float, exclusion: Exclusion) -> Tensor:
     """``exp(S_ij - c)`` of one tile, zero where a pair is left out."""
-    s = inner(query[i], key[j])
+    s = matmul_nt(query[i], key[j])
     if shift:
         s.sub_(shift)
     return exclusion.fill_(s.exp_(), i, j, 0.0)
@@ -160,7 +176,7 @@ def _pair_online(query: Tensor, key: Tensor, exclusion: Exclusion, columns: bool
     n, m = query.shape[0], key.shape[0]
     row, column = query.new_full((n,), -torch.inf), query.new_full((m if columns else 0,), -torch.inf)
     for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
-        s = exclusion.fill_(inner(query[i], key[j]), i, j, -torch.inf)
+        s = exclusion.fill_(matmul_nt(query[i], key[j]), i, j, -torch.inf)
         row[i] = torch.logaddexp(row[i], s.logsumexp(1))
         if columns:
             column[j] = torch.logaddexp(column[j], s.logsumexp(0))
@@ -177,35 +193,51 @@ class LogSum(NamedTuple):
 def pair_backward(
     query: Tensor,
     key: Tensor,
+    scale: Tensor | float,
     row: Tensor,
     column: Tensor,
-    kept: Tensor,
+    saved: Tensor,
     row_gradient: Tensor,
     column_gradient: Tensor,
     exclusion: Exclusion,
+    one_sweep: bool,
     bound: float,
-    needs_query: bool,
-    needs_key: bool,
+    needs: Needs,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``scale W k``, ``scale W^T q`` and ``sum_ij W_ij <q_i, k_j>``; empty where not needed."""
+    if one_sweep:
+        by_query, by_key = saved * row_gradient[:, None], key.new_empty(0)
+    else:
+        by_column = LogSum(column, column_gradient) if column.numel() > 0 else None
+        weights = PairWeights(LogSum(row, row_gradient), by_column, exclusion, bound, query * scale, key)
+        of_query = needs.query or (needs.scale and not needs.key)
+        by_query, by_key = _weighted_sums(weights, query, saved, of_query, needs.key)
+    side, gradient = (query, by_query) if by_query.numel() > 0 else (key, by_key)
+    by_scale = (side * gradient).sum().reshape(1) if needs.scale else query.new_zeros(1)
+    return by_query.mul_(scale) if needs.query else query.new_empty(0), by_key.mul_(scale), by_scale
+
+
+def _weighted_sums(
+    weights: PairWeights, query: Tensor, saved: Tensor, of_query: bool, of_key: bool
 ) -> tuple[Tensor, Tensor]:
-    """``W k`` and ``W^T q`` with ``W_ij = g_i exp(S_ij - row_i) + h_j exp(S_ij - column_j)``."""
+    """``W k`` and ``W^T q``."""
+    key, unit = weights.key, weights.unit
     n, m = query.shape[0], key.shape[0]
-    by_column = LogSum(column, column_gradient) if column.numel() > 0 else None
-    weights = PairWeights(LogSum(row, row_gradient), by_column, exclusion, bound, max(n, m))
-    query_gradient = query.new_zeros(query.shape) if needs_query else query.new_empty(0)
-    key_gradient = key.new_zeros(key.shape) if needs_key else key.new_empty(0)
-    if weights.one_exponential and usable(kept):
-        w = weights.of_kept(kept)
+    if weights.one_exponential and has_tile(saved):
+        w = weights.of_tile(saved)
         return (
-            inner(w, key.mT).mul_(weights.unit) if needs_query else query_gradient,
-            inner(w.mT, query.mT).mul_(weights.unit) if needs_key else key_gradient,
+            matmul_nt(w, key.mT).mul_(unit) if of_query else query.new_empty(0),
+            matmul_nt(w.mT, query.mT).mul_(unit) if of_key else key.new_empty(0),
         )
+    by_query = query.new_zeros(query.shape) if of_query else query.new_empty(0)
+    by_key = key.new_zeros(key.shape) if of_key else key.new_empty(0)
     for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
-        w = weights(query, key, i, j)
-        if needs_query:
-            accumulate(query_gradient[i], w, key[j])
-        if needs_key:
-            accumulate(key_gradient[j], w.t(), query[i])
-    return query_gradient.mul_(weights.unit), key_gradient.mul_(weights.unit)
+        w = weights(i, j)
+        if of_query:
+            accumulate(by_query[i], w, key[j])
+        if of_key:
+            accumulate(by_key[j], w.t(), query[i])
+    return by_query.mul_(unit), by_key.mul_(unit)
 
 
 class PairWeights:
@@ -216,7 +248,11 @@ class PairWeights:
     is the row part.
     """
 
-    def __init__(self, row: LogSum, column: LogSum | None, exclusion: Exclusion, bound: float, count: int) -> None:
+    def __init__(
+        self, row: LogSum, column: LogSum | None, exclusion: Exclusion, bound: float, query: Tensor, key: Tensor
+    ) -> None:
+        self.query, self.key = query, key
+        bound, count = logit_bound(bound, query, key), max(query.shape[0], key.shape[0])
         parts = [row] if column is None or column is row else [row, column]
         self.unit = functools.reduce(torch.maximum, [part.gradient.abs().max() for part in parts]).clamp_min(TINY)
         self.exclusion = exclusion
@@ -237,16 +273,16 @@ class PairWeights:
         rows = self.row.gradient[i, None]
         return rows if self.column is None else rows + self.column.gradient[j]
 
-    def of_kept(self, kept: Tensor) -> Tensor:
-        """The weights of the one tile whose exponentials were kept."""
-        sums = self.sums(slice(kept.shape[0]), slice(kept.shape[1]))
-        return sums.mul_(kept) if sums.shape == kept.shape else sums * kept
+    def of_tile(self, saved: Tensor) -> Tensor:
+        """The weights of the one tile whose exponentials were saved."""
+        sums = self.sums(slice(saved.shape[0]), slice(saved.shape[1]))
+        return sums.mul_(saved) if sums.shape == saved.shape else sums * saved
 
-    def __call__(self, query: Tensor, key: Tensor, i: slice, j: slice) -> Tensor:
+    def __call__(self, i: slice, j: slice) -> Tensor:
         """The weights of one tile."""
         if self.one_exponential:
-            return exponentials(query, key, i, j, self.shift, self.exclusion).mul_(self.sums(i, j))
-        s = self.exclusion.fill_(inner(query[i], key[j]), i, j, -torch.inf)
+            return exponentials(self.query, self.key, i, j, self.shift, self.exclusion).mul_(self.sums(i, j))
+        s = self.exclusion.fill_(matmul_nt(self.query[i], self.key[j]), i, j, -torch.inf)
         by_column = None
         if self.column is not None:
             by_column = torch.exp(s - self.column.value[j]).mul_(self.column.gradient[j])
@@ -257,50 +293,61 @@ class PairWeights:
 # ------------------------------------------------------------------------------------- one set: the matrix is symmetric
 
 
-def self_forward(x: Tensor, weight: Tensor, exclusion: Exclusion, bound: float) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp of the rows of ``x diag(w) x^T``; a tile above the diagonal serves its rows and its columns.
+def self_forward(
+    query: Tensor, key: Tensor, scale: Tensor, exclusion: Exclusion, bound: float
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of the rows of a symmetric S; a tile above the diagonal serves its rows and its columns.
 
-    A batch that fits into one small tile also gives that tile of exponentials, for the backward to use again.
+    A batch that fits into one small tile also gives that tile of exponentials, for the backward to reuse.
     """
-    n = x.shape[0]
-    query = x * weight
+    query, n = query * scale, query.shape[0]
+    bound = logit_bound(bound, query, key)
     if math.isfinite(bound):
-        shift = common_shift(bound, n, x.dtype)
-        row = x.new_zeros(n)
-        for i, j in upper_triangle(n, tile_side(n, x.dtype)):
-            e = exponentials(query, x, i, j, shift, exclusion)
+        shift = common_shift(bound, n, key.dtype)
+        row = key.new_zeros(n)
+        for i, j in upper_triangle(n, tile_side(n, key.dtype)):
+            e = exponentials(query, key, i, j, shift, exclusion)
             row[i] += e.sum(1)
             if i != j:
                 row[j] += e.sum(0)
         row.log_().add_(shift)
         if is_exact(row, shift, bound, n):
-            return row, e if n > 0 and is_kept(n, n, x.dtype) else nothing_kept(query, x)
-    return _pair_online(query, x, exclusion, columns=False)[0], nothing_kept(query, x)
+            return row, e if n > 0 and is_one_tile(n, n, key.dtype) else nothing_saved(query, key)
+    return _pair_online(query, key, exclusion, columns=False)[0], nothing_saved(query, key)
 
 
 def self_backward(
-    x: Tensor, weight: Tensor, row: Tensor, kept: Tensor, row_gradient: Tensor, exclusion: Exclusion, bound: float
-) -> Tensor:
-    """``A x`` with the symmetric ``A_ij = g_i exp(S_ij - row_i) + g_j exp(S_ij - row_j)``."""
-    n = x.shape[0]
+    query: Tensor,
+    key: Tensor,
+    scale: Tensor,
+    row: Tensor,
+    saved: Tensor,
+    row_gradient: Tensor,
+    exclusion: Exclusion,
+    bound: float,
+    needs_scale: bool,
+) -> tuple[Tensor, Tensor]:
+    """``scale A k`` with the symmetric ``A_ij = g_i exp(S_ij - row_i) + g_j exp(S_ij - row_j)``."""
     both = LogSum(row, row_gradient)
-    weights = PairWeights(both, both, exclusion, bound, n)
-    if weights.one_exponential and usable(kept):
-        return inner(weights.of_kept(kept), x.mT).mul_(weights.unit)
-    query = x * weight
-    product = x.new_zeros(x.shape)
-    for i, j in upper_triangle(n, tile_side(n, x.dtype)):
-        a = weights(query, x, i, j)
-        accumulate(product[i], a, x[j])
-        if i != j:
-            accumulate(product[j], a.t(), x[i])
-    return product.mul_(weights.unit)
+    weights = PairWeights(both, both, exclusion, bound, query * scale, key)
+    if weights.one_exponential and has_tile(saved):
+        product = matmul_nt(weights.of_tile(saved), key.mT)
+    else:
+        product = key.new_zeros(key.shape)
+        for i, j in upper_triangle(key.shape[0], tile_side(key.shape[0], key.dtype)):
+            a = weights(i, j)
+            accumulate(product[i], a, key[j])
+            if i != j:
+                accumulate(product[j], a.t(), key[i])
+    product.mul_(weights.unit)
+    by_scale = (query * product).sum().reshape(1) / 2 if needs_scale else key.new_zeros(1)
+    return product.mul_(scale), by_scale
 
 
 # ----------------------------------------------------------------------------------------- keys that need no gradient
 
 
-def attend(query: Tensor, key: Tensor, exclusion: Exclusion, bound: float) -> tuple[Tensor, Tensor]:
+def _attend(query: Tensor, key: Tensor, exclusion: Exclusion, bound: float) -> tuple[Tensor, Tensor]:
     """Log-sum-exp of the rows and its gradient ``sum_j exp(S_ij - row_i) k_j``, in one sweep over the keys."""
     n, m = query.shape[0], key.shape[0]
     if math.isfinite(bound):
@@ -316,30 +363,30 @@ def attend(query: Tensor, key: Tensor, exclusion: Exclusion, bound: float) -> tu
         if is_exact(row, shift, bound, m):
             return row, mean_key.mul_(torch.exp(shift - without_infinity(row))[:, None])
     row = _pair_online(query, key, exclusion, columns=False)[0]
-    nothing, ones = query.new_empty(0), torch.ones_like(row)
-    mean_key, _ = pair_backward(
-        query, key, row, nothing, nothing, ones, nothing, exclusion, math.inf, needs_query=True, needs_key=False
-    )
-    return row, mean_key
+    weights = PairWeights(LogSum(row, torch.ones_like(row)), None, exclusion, math.inf, query, key)
+    return row, _weighted_sums(weights, query, row.new_empty(0), of_query=True, of_key=False)[0]
 
 
 # --------------------------------------------------------------------------------------------------------- elementwise
 
 
 def softplus_sum(
-    query: Tensor, key: Tensor, bias: Tensor, exclusion: Exclusion, needs_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``sum_ij softplus(S_ij + b)`` over negatives and its gradients with respect to query, key and b, in one pass."""
+    query: Tensor, key: Tensor, scale: Tensor | float, bias: Tensor, exclusion: Exclusion, gradient: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``sum_ij softplus(S_ij + b)`` over negatives and its gradients of query, key, scale and b, in one pass."""
     n, m = query.shape[0], key.shape[0]
-    total, bias_gradient = bias.new_zeros(()), bias.new_zeros(())
-    query_gradient = query.new_zeros(query.shape) if needs_gradient else query.new_empty(0)
-    key_gradient = key.new_zeros(key.shape) if needs_gradient else key.new_empty(0)
+    total, by_bias = query.new_zeros(()), query.new_zeros(1 if gradient else 0)
+    by_query = query.new_zeros(query.shape) if gradient else query.new_empty(0)
+    by_key = key.new_zeros(key.shape) if gradient else key.new_empty(0)
     for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
-        s = exclusion.fill_(inner(query[i], key[j]).add_(bias), i, j, -torch.inf)
+        s = exclusion.fill_(matmul_nt(query[i] * scale, key[j]).add_(bias), i, j, -torch.inf)
         total += torch.nn.functional.softplus(s, threshold=40).sum()
-        if needs_gradient:
+        if gradient:
             p = s.sigmoid_()
-            bias_gradient += p.sum()
-            accumulate(query_gradient[i], p, key[j])
-            accumulate(key_gradient[j], p.t(), query[i])
-    return total, query_gradient, key_gradient, bias_gradient
+            by_bias += p.sum()
+            accumulate(by_query[i], p, key[j])
+            accumulate(by_key[j], p.t(), query[i])
+    if not gradient:
+        return total, by_query, by_key, query.new_empty(0), by_bias
+    by_scale = (query * by_query).sum().reshape(1)
+    return total, by_query.mul_(scale), by_key.mul_(scale), by_scale, by_bias

@@ -22,20 +22,20 @@ def value_and_gradient(loss: object, x: Tensor) -> tuple[Tensor, Tensor]:
     return value.detach(), leaf.grad
 
 
-def test_what_a_fallback_did_not_keep_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tile_that_a_fallback_did_not_save_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward disagree about the path: the backward may not touch what the forward never wrote."""
     x = torch.nn.functional.normalize(torch.randn(200, 16))
-    weight, exclusion = torch.full((16,), 20.0), Exclusion.modulo(100)
-    exact_row, _ = tiled.self_forward(x, weight, exclusion, 20.1)
+    scale, exclusion = torch.tensor([20.0]), Exclusion.modulo(100)
+    exact_row, _ = tiled.self_forward(x, x, scale, exclusion, 20.1)
     gradient = torch.rand(200)
     with monkeypatch.context() as patch:
         patch.setattr(tiled, "is_exact", lambda *_: False)
-        row, kept = tiled.self_forward(x, weight, exclusion, 20.1)
-    assert kept.shape == (200, 200)
+        row, saved = tiled.self_forward(x, x, scale, exclusion, 20.1)
+    assert saved.shape == (200, 200)
     assert relative_error(row, exact_row) < 1e-6
-    product = tiled.self_backward(x, weight, row, kept, gradient, exclusion, 20.1)
-    double = (y.double() for y in (x, weight, row, torch.empty(0), gradient))
-    assert_gradient_close(product, tiled.self_backward(*double, exclusion, math.inf), 1e-5)
+    product, _ = tiled.self_backward(x, x, scale, row, saved, gradient, exclusion, 20.1, False)
+    double = (y.double() for y in (x, x, scale, row, torch.empty(0), gradient))
+    assert_gradient_close(product, tiled.self_backward(*double, exclusion, math.inf, False)[0], 1e-5)
 
 
 @pytest.mark.parametrize("seed", range(40))

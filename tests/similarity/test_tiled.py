@@ -91,7 +91,7 @@ class Allocations(TorchDispatchMode):
         return result
 
 
-PASSES = ("pair_forward", "pair_backward", "self_forward", "self_backward", "attend", "softplus_sum")
+PASSES = ("pair_forward", "pair_backward", "self_forward", "self_backward", "softplus_sum")
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> Allocations:
@@ -121,7 +121,7 @@ def test_no_matrix_is_ever_created(case: Case, bounded: bool, monkeypatch: pytes
     inputs = leaves(case, case.build(n, D), torch.float32)
     with mode:
         case(inputs, "tiled").backward()
-    assert {"mm", "_linear_pointwise"} & mode.operations, "the detector did not see the inside of an operator"
+    assert {"mm", "matmul", "_linear_pointwise"} & mode.operations, "the detector did not see the inside of an operator"
     assert mode.largest < n * n / 4
     assert mode.largest <= max((2 * n + 3) * D, TILE * TILE)
 
@@ -157,10 +157,10 @@ def test_peak_memory_is_linear(case: Case, monkeypatch: pytest.MonkeyPatch) -> N
     """Forward and backward together: a tile, and a number of copies of the rows."""
     use_small_tiles(monkeypatch, TILE)
     peaks = {}
-    for n in SIZES:
+    for n in (512, 1024, 2048):  # a tile of fixed size is small beside the rows
         inputs = leaves(case, case.build(n, D), torch.float32)
         peaks[n] = peak_bytes(lambda x=inputs: case(x, "tiled").backward())
-    growth = (peaks[1024] - peaks[512]) / (peaks[512] - peaks[256])
+    growth = (peaks[2048] - peaks[1024]) / (peaks[1024] - peaks[512])
     assert 1.5 < growth < 2.5, f"4 is quadratic, 2 is linear: {peaks}"
     matrix = 4 * (rows_of(case) * 1024) ** 2
     assert peaks[1024] < matrix / 2
@@ -308,8 +308,8 @@ def test_a_matrix_is_kept_while_it_is_small(columns: bool) -> None:
         query, key = torch.randn(n, 4, requires_grad=True), torch.randn(m, 4, requires_grad=True)
         return saved_bytes(lambda: similarity.log_sum_exp(query, key, columns=columns, impl="tiled")[0].sum())[0]
 
-    rows = tiled.KEPT_BYTES // 4 // 256
-    assert tiled.KEPT_BYTES <= saved(rows, 256) < tiled.KEPT_BYTES + 20 * 4 * 4 * (rows + 256)
+    rows = tiled.SAVED_BYTES // 4 // 256
+    assert tiled.SAVED_BYTES <= saved(rows, 256) < tiled.SAVED_BYTES + 20 * 4 * 4 * (rows + 256)
     assert saved(rows + 1, 256) < 20 * 4 * 4 * (rows + 256)
 
 

@@ -12,19 +12,19 @@ from collections.abc import Callable
 import triton
 from triton.runtime.errors import OutOfResources
 
+from ssl_heads.similarity.triton.arguments import Matrix, table_tile
 from ssl_heads.similarity.triton.configurations import Kernel, Tile
-from ssl_heads.similarity.triton.operands import Operands, table_tile
 
 CHOSEN: dict[tuple[object, ...], Tile] = {}
 
 
-def choose(kernel: Kernel, s: Operands, mode: tuple[object, ...], run: Callable[[Tile], object]) -> Tile:
+def choose(kernel: Kernel, matrix: Matrix, mode: tuple[object, ...], run: Callable[[Tile], object]) -> Tile:
     """The table's tile, or with ``SSL_HEADS_AUTOTUNE=1`` the fastest of its neighbours at running ``run(tile)``."""
-    tile = table_tile(kernel, s)
+    tile = table_tile(kernel, matrix)
     assert tile is not None
     if os.environ.get("SSL_HEADS_AUTOTUNE") != "1":
         return tile
-    key = (kernel, s.q.device, s.q.dtype, s.width, *mode)
+    key = (kernel, matrix.q.device, matrix.q.dtype, matrix.width, *mode)
     if key not in CHOSEN:
         CHOSEN[key] = min(neighbours(kernel, tile), key=lambda candidate: milliseconds(run, candidate))
     return CHOSEN[key]

@@ -9,10 +9,10 @@ import torch
 import triton
 from torch import Tensor
 
-from ssl_heads.similarity.triton import tiles
 from ssl_heads.similarity.triton.configurations import TABLE, WIDE, Kernel, Precision, Tile
+from ssl_heads.similarity.triton.kernels.tile import load_rows
 
-INTERPRETED = not isinstance(tiles.load_rows, triton.JITFunction)
+INTERPRETED = not isinstance(load_rows, triton.JITFunction)
 """Whether Triton was imported with TRITON_INTERPRET=1: kernels then run on the CPU, slowly, for tests."""
 
 # One program of the interpreter costs milliseconds: small tiles, so that small tests cross several of them.

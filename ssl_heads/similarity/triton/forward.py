@@ -1,105 +1,183 @@
-"""Row and column reductions of the similarity matrix, tile by tile; no tile leaves the chip."""
+"""Forward on the host: launch the reductions and merge their partial results."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 import triton
-import triton.language as tl
+from torch import Tensor
 
-from ssl_heads.similarity.triton.tiles import (
-    LN_2,
-    LOG2_E,
-    leave_out,
-    load_bias,
-    load_rows,
-    softplus,
-    streamed_products,
+from ssl_heads.similarity.exclusion import Exclusion
+from ssl_heads.similarity.triton.arguments import (
+    BOUNDED,
+    ONLINE,
+    SOFTPLUS,
+    Matrix,
+    column_splits,
+    matrix_arguments,
+    partials_that_fit,
+    softmax_matrix,
 )
+from ssl_heads.similarity.triton.autotune import choose
+from ssl_heads.similarity.triton.configurations import Kernel, Tile
+from ssl_heads.similarity.triton.device import on_device
+from ssl_heads.similarity.triton.kernels.forward import forward_kernel
 
 
-@triton.jit
-def forward_kernel(
-    q_ptr, k_ptr,  # (N, WIDTH), (M, WIDTH): rows 16-byte aligned, zero-padded features
-    scale_ptr,  # (1,) fp32
-    row_bias_ptr, column_bias_ptr,  # (N,), (M,) fp32
-    query_ids_ptr, key_ids_ptr,  # (N,), (M,) integers
-    row_ptr,  # (splits, N) fp32: one partial result a column split
-    column_ptr,  # (slots, M) fp32: one partial result a row block, or with ONE_SET a block distance
-    N, M, q_stride, k_stride, column_stride, offset, period, first_block, first_tile, last_tile, tiles_per_split,
-    HAS_ROW_BIAS: tl.constexpr, HAS_COLUMN_BIAS: tl.constexpr, DIAGONAL: tl.constexpr, IDS: tl.constexpr,
-    BOUNDED: tl.constexpr, COLUMNS: tl.constexpr, ONE_SET: tl.constexpr, SOFTPLUS: tl.constexpr,
-    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Reduce the tiles of one row block and one column split.
+def pair_forward(
+    query: Tensor,
+    key: Tensor,
+    scale: Tensor | float,
+    exclusion: Exclusion,
+    columns: bool = False,
+    one_sweep: bool = False,
+    bound: float = math.inf,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exp over the negatives of ``S = scale q k^T``, by rows and on request by columns.
 
-    A partial result is ``sum_j exp(S_ij)`` when BOUNDED, ``log sum_j exp(S_ij)`` when not, ``sum_j softplus(S_ij)``
-    with SOFTPLUS. With ONE_SET, S is symmetric: row block ``b`` meets the blocks ``b, b + 1, ...`` around a circle, up
-    to the one opposite, and each tile off the diagonal serves its rows and, as columns, the rows of the other block.
+    Args:
+        query: ``(n, d)``, float32, bfloat16 or float16, any strides.
+        key: ``(m, d)``, like ``query``.
+        scale: Number or one-element tensor.
+        exclusion: The pairs that are left out.
+        columns: Whether to return the log-sum-exp of the columns.
+        one_sweep: Makes no difference here.
+        bound: ``|S| <= bound``, known to the caller; inf if it is not.
+
+    Returns:
+        ``(n,)`` and ``(m,)`` or empty, float32, ``-inf`` for a row or column without negatives; and an empty tensor,
+        because nothing is saved.
+
+    Raises:
+        ValueError: For tensors on a CPU, other dtypes, or widths that differ.
     """
-    block = first_block + tl.program_id(0)
-    split = tl.program_id(1)
-    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    scale = tl.load(scale_ptr) * LOG2_E
-    if HAS_ROW_BIAS:
-        row_bias = load_bias(row_bias_ptr, rows, N)
-    blocks = tl.cdiv(N, BLOCK_M)
-    maximum = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    if WIDTH == BLOCK_D:
-        q = load_rows(q_ptr, rows, N, q_stride, 0, BLOCK_D)
+    row, column = reduce_pairs(softmax_matrix(query, key, scale, exclusion, bound), columns)
+    return row, column, row.new_empty(0)
 
-    begin = first_tile + split * tiles_per_split
-    end = tl.minimum(begin + tiles_per_split, last_tile)
-    for tile in range(begin, end):
-        column_block = tile
-        if ONE_SET:
-            column_block = (block + tile) % blocks
-        columns = column_block * BLOCK_N + tl.arange(0, BLOCK_N)
-        counted = M
-        if ONE_SET:
-            # two blocks half a circle apart meet twice: the second meeting counts nothing
-            counted = tl.where((2 * tile == blocks) & (block >= tile), 0, M)
-        if WIDTH == BLOCK_D:
-            k = load_rows(k_ptr, columns, M, k_stride, 0, BLOCK_D)
-            products = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        else:
-            products = streamed_products(
-                q_ptr, k_ptr, rows, columns, N, M, q_stride, k_stride, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
-            )
-        x = products * scale
-        if HAS_ROW_BIAS:
-            x += row_bias[:, None]
-        if HAS_COLUMN_BIAS:
-            x += load_bias(column_bias_ptr, columns, M)[None, :]
-        x = leave_out(
-            x, block * BLOCK_M, column_block * BLOCK_N, N, counted, query_ids_ptr, key_ids_ptr, offset, period,
-            DIAGONAL, IDS, BLOCK_M, BLOCK_N,
-        )  # fmt: skip
 
-        if SOFTPLUS:
-            total += tl.sum(softplus(x * LN_2), 1)
-        elif BOUNDED:
-            p = tl.exp2(x)
-            total += tl.sum(p, 1)
-            if COLUMNS:
-                column_partial = tl.sum(p, 0)
-        else:
-            new_maximum = tl.maximum(maximum, tl.max(x, 1))
-            shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
-            total = total * tl.exp2(maximum - shift) + tl.sum(tl.exp2(x - shift[:, None]), 1)
-            maximum = new_maximum
-            if COLUMNS:
-                column_maximum = tl.max(x, 0)
-                shift = tl.where(column_maximum == float("-inf"), 0.0, column_maximum)
-                column_partial = (shift + tl.log2(tl.sum(tl.exp2(x - shift[None, :]), 0))) * LN_2
-        if COLUMNS:
-            slot = tl.program_id(0)
-            store = columns < M
-            if ONE_SET:
-                slot = tile - first_tile
-                store = store & (tile > 0)
-            tl.store(column_ptr + tl.cast(slot, tl.int64) * column_stride + columns, column_partial, mask=store)
+def self_forward(
+    query: Tensor, key: Tensor, scale: Tensor | float, exclusion: Exclusion, bound: float = math.inf
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp over the negatives of the rows of a symmetric S, at half the products of `pair_forward`.
 
-    if not BOUNDED and not SOFTPLUS:
-        shift = tl.where(maximum == float("-inf"), 0.0, maximum)
-        total = (shift + tl.log2(total)) * LN_2
-    tl.store(row_ptr + split.to(tl.int64) * N + rows, total, mask=rows < N)
+    S is symmetric when ``query = key diag(w)``.
+    """
+    matrix = softmax_matrix(query, key, scale, exclusion, bound)
+    n, m = matrix.shape
+    if n != m:
+        raise ValueError(f"a symmetric similarity has as many rows as columns; got {n} and {m}")
+    row = _reduce_one_set(matrix) if n > 0 else matrix.scale.new_empty(0)
+    return row, row.new_empty(0)
+
+
+def _kernel(matrix: Matrix) -> Kernel:
+    if matrix.exclusion.query_ids is not None:
+        return "forward_ids"
+    return "forward_bounded" if matrix.reduction == BOUNDED else "forward"
+
+
+def _nothing(matrix: Matrix, count: int) -> Tensor:
+    """The result of a reduction over no pairs."""
+    return matrix.scale.new_full((count,), 0.0 if matrix.reduction == SOFTPLUS else -math.inf)
+
+
+def _start(matrix: Matrix, count: int) -> Tensor:
+    """What `_add` leaves as it is."""
+    return matrix.scale.new_full((count,), -math.inf if matrix.reduction == ONLINE else 0.0)
+
+
+def _merge(matrix: Matrix, partials: Tensor) -> Tensor:
+    return torch.logsumexp(partials, 0) if matrix.reduction == ONLINE else partials.sum(0)
+
+
+def _add(matrix: Matrix, total: Tensor, partials: Tensor) -> Tensor:
+    part = _merge(matrix, partials)
+    return torch.logaddexp(total, part) if matrix.reduction == ONLINE else total + part
+
+
+def _result(matrix: Matrix, total: Tensor) -> Tensor:
+    return total.log() if matrix.reduction == BOUNDED else total
+
+
+def reduce_pairs(matrix: Matrix, columns: bool) -> tuple[Tensor, Tensor]:
+    """One value a row, and on request one a column (else an empty tensor)."""
+    n, m = matrix.shape
+    if n == 0 or m == 0:
+        return _nothing(matrix, n), _nothing(matrix, m if columns else 0)
+
+    def run(tile: Tile) -> tuple[Tensor, Tensor]:
+        return _reduce_tiles(matrix, tile, columns)
+
+    return run(choose(_kernel(matrix), matrix, (columns, matrix.reduction), run))
+
+
+def _reduce_tiles(matrix: Matrix, tile: Tile, columns: bool) -> tuple[Tensor, Tensor]:
+    """A launch for as many row blocks as the column partials have room for."""
+    n, m = matrix.shape
+    row_blocks, column_tiles = triton.cdiv(n, tile.rows), triton.cdiv(m, tile.columns)
+    slots = partials_that_fit(row_blocks, m) if columns else row_blocks
+    splits = column_splits(slots, column_tiles, matrix.q.device)
+    partial = matrix.scale.new_empty(splits, n)
+    column_partial = matrix.scale.new_empty(slots if columns else 0, m)
+    column = _start(matrix, m if columns else 0)
+    for first in range(0, row_blocks, slots):
+        count = min(slots, row_blocks - first)
+        _launch(matrix, tile, partial, column_partial, (first, count), (0, column_tiles), one_set=False)
+        if columns:
+            column = _add(matrix, column, column_partial[:count])
+    return _result(matrix, _merge(matrix, partial)), _result(matrix, column)
+
+
+def _reduce_one_set(matrix: Matrix) -> Tensor:
+    def run(tile: Tile) -> Tensor:
+        return _reduce_circle(matrix, tile)
+
+    return run(choose(_kernel(matrix), matrix, ("one set", matrix.reduction), run))
+
+
+def _reduce_circle(matrix: Matrix, tile: Tile) -> Tensor:
+    """A launch for as many distances around the circle of blocks as the column partials have room for."""
+    n, _ = matrix.shape
+    blocks = triton.cdiv(n, tile.rows)
+    distances = blocks // 2 + 1
+    slots = partials_that_fit(distances, n)
+    splits = column_splits(blocks, slots, matrix.q.device)
+    partial, column_partial = matrix.scale.new_empty(splits, n), matrix.scale.new_empty(slots, n)
+    row = _start(matrix, n)
+    for first in range(0, distances, slots):
+        last = min(first + slots, distances)
+        _launch(matrix, tile, partial, column_partial, (0, blocks), (first, last), one_set=True)
+        row = _add(matrix, row, partial)
+        mirrored = column_partial[1 if first == 0 else 0 : last - first]  # distance 0 is its own mirror image
+        if mirrored.shape[0]:
+            row = _add(matrix, row, mirrored)
+    return _result(matrix, row)
+
+
+def _launch(
+    matrix: Matrix,
+    tile: Tile,
+    partial: Tensor,
+    column_partial: Tensor,
+    blocks: tuple[int, int],
+    column_tiles: tuple[int, int],
+    one_set: bool,
+) -> None:
+    """Run so many row blocks from a first one, over the column tiles from a first to before a last one."""
+    (first_block, count), (first_tile, last_tile) = blocks, column_tiles
+    splits, columns = partial.shape[0], column_partial.shape[0] > 0
+    with on_device(matrix.q):
+        forward_kernel[(count, splits)](
+            **matrix_arguments(matrix, tile),
+            row_ptr=partial,
+            column_ptr=column_partial if columns else matrix.scale,
+            column_stride=column_partial.stride(0),
+            first_block=first_block,
+            first_tile=first_tile,
+            last_tile=last_tile,
+            tiles_per_split=triton.cdiv(last_tile - first_tile, splits),
+            COLUMNS=columns,
+            ONE_SET=one_set,
+            BLOCK_D=tile.features,
+        )

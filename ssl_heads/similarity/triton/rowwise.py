@@ -20,7 +20,7 @@ from torch import Tensor
 from ssl_heads.functional.normalize import default_eps
 from ssl_heads.similarity.triton.configurations import padded_width
 from ssl_heads.similarity.triton.device import on_device, require_device
-from ssl_heads.similarity.triton.prologue import epilogue_kernel, prologue_kernel
+from ssl_heads.similarity.triton.kernels.rows import epilogue_kernel, prologue_kernel
 
 Activation = Literal["none", "relu", "rep_relu"]
 Gate = Literal["none", "straight_through", "soft", "concrete"]

@@ -26,11 +26,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ssl_heads.similarity.triton.configurations import SHARED_MEMORY, TABLE, WIDE, Tile
-from ssl_heads.similarity.triton.forward import forward_kernel
-from ssl_heads.similarity.triton.gradient import finish_kernel, gradient_kernel, panel_kernel
-from ssl_heads.similarity.triton.prologue import epilogue_kernel, prologue_kernel
+from ssl_heads.similarity.triton.kernels.backward import finish_kernel, gradient_kernel, panel_kernel
+from ssl_heads.similarity.triton.kernels.forward import forward_kernel
+from ssl_heads.similarity.triton.kernels.rows import epilogue_kernel, prologue_kernel
+from ssl_heads.similarity.triton.kernels.tile import BOUNDED, LEAVE_OUT_EQUAL, ONE_DIAGONAL, ONLINE, SOFTPLUS
 from ssl_heads.similarity.triton.rowwise import ACTIVATIONS, GATES, _block
-from ssl_heads.similarity.triton.tiles import LEAVE_OUT_EQUAL, ONE_DIAGONAL
 
 GOLDEN = Path(__file__).with_name("aot_golden.json")
 TARGETS = {
@@ -63,8 +63,7 @@ FUNCTIONS = {
     "gradient": gradient_kernel,
     "panel": panel_kernel,
 }
-BIASES = {"HAS_ROW_BIAS": True, "HAS_COLUMN_BIAS": True}
-EVERYTHING = {**BIASES, "IDS": LEAVE_OUT_EQUAL.value}
+WITH_IDS = {"IDS": LEAVE_OUT_EQUAL.value}
 
 
 class Case(NamedTuple):
@@ -114,28 +113,28 @@ def rowwise_cases(architecture: str) -> Iterator[Case]:
 def modes(kernel: str, precision: str, width: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """The modes that cost most registers for every entry, and all that differ in kind for a few."""
     typical = width in (128, WIDE) if precision == "half" else width in (64, WIDE)
-    online = {"BOUNDED": False, "COLUMNS": True, "ONE_SET": False, "SOFTPLUS": False}
-    bounded = online | {"BOUNDED": True}
+    online = {"REDUCTION": ONLINE.value, "COLUMNS": True, "ONE_SET": False}
+    bounded = online | {"REDUCTION": BOUNDED.value}
     if kernel == "forward_ids":
-        yield "online columns ids biases", online | EVERYTHING
+        yield "online columns ids", online | WITH_IDS
     elif kernel == "forward_bounded":
         yield "bounded columns", bounded
-        yield "bounded one set biases", bounded | {"ONE_SET": True} | BIASES
+        yield "bounded one set", bounded | {"ONE_SET": True}
     elif kernel == "forward":
         yield "online columns", online
         if typical:
-            yield "online columns ids biases", online | EVERYTHING
+            yield "online columns ids", online | WITH_IDS
         if typical and precision == "half":
             yield "bounded columns", bounded
             yield "bounded one set", bounded | {"ONE_SET": True}
             yield "online rows", online | {"COLUMNS": False}
-            yield "softplus", online | {"COLUMNS": False, "SOFTPLUS": True}
+            yield "softplus", online | {"COLUMNS": False, "REDUCTION": SOFTPLUS.value}
     else:
-        both = {"ROWS": True, "COLUMNS": True, "BOUNDED": False, "SOFTPLUS": False}
+        both = {"REDUCTION": ONLINE.value, "ROWS": True, "COLUMNS": True}
         yield "online", both
         if typical:
-            yield "bounded", both | {"BOUNDED": True}
-            yield "online ids biases", both | EVERYTHING
+            yield "bounded", both | {"REDUCTION": BOUNDED.value}
+            yield "online ids", both | WITH_IDS
 
 
 def case(
@@ -143,7 +142,7 @@ def case(
 ) -> Case:
     precision = "ieee" if architecture.startswith("gfx") else "tf32x3"
     constants = {
-        "HAS_ROW_BIAS": False, "HAS_COLUMN_BIAS": False, "DIAGONAL": ONE_DIAGONAL.value, "IDS": 0, "WIDTH": width,
+        "DIAGONAL": ONE_DIAGONAL.value, "IDS": 0, "WIDTH": width,
         "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "PRECISION": precision if element == "fp32" else "tf32",
         **constants,
     }  # fmt: skip
@@ -244,7 +243,7 @@ def violations(c: Case, row: dict[str, int]) -> list[str]:
             found.append("no tensor-core instruction")
         if not row["asynchronous"]:
             found.append("no asynchronous copy")
-        if c.constants.get("BOUNDED"):
+        if c.constants.get("REDUCTION") == BOUNDED.value:
             found += _exponentials_of_a_bounded_tile(c, row["exponentials"])
     return found
 

@@ -28,9 +28,9 @@ def test_importing_the_package_does_not_import_triton() -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        "operators.log_sum_exp(x, x)",
-        "operators.self_log_sum_exp(x)",
-        "operators.softplus_sum(x, x, 1.0, 0.0)",
+        "similarity.log_sum_exp(x, x, impl='triton')",
+        "similarity.self_log_sum_exp(x, impl='triton')",
+        "similarity.softplus_sum(x, x, 1.0, x[0, 0], exclusion=similarity.Exclusion(), impl='triton')",
         "rowwise.prologue(x)",
     ],
 )
@@ -38,7 +38,8 @@ def test_a_cpu_tensor_is_refused(call: str) -> None:
     pytest.importorskip("triton")
     code = f"""
 import torch
-from ssl_heads.similarity.triton import operators, rowwise
+from ssl_heads import similarity
+from ssl_heads.similarity.triton import rowwise
 x = torch.zeros(4, 8)
 try:
     {call}

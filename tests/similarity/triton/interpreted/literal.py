@@ -19,23 +19,18 @@ class Matrix(NamedTuple):
     query: Tensor
     key: Tensor
     scale: float
-    row_bias: Tensor | None
-    column_bias: Tensor | None
     exclusion: Exclusion
+    bias: float = 0.0
 
     def leaves(self) -> Matrix:
         """The rounded inputs in float64, each waiting for its gradient."""
-        leaf = [None if x is None else x.detach().double().requires_grad_() for x in (self.row_bias, self.column_bias)]
         query, key = (x.detach().double().requires_grad_() for x in (self.query, self.key))
-        return Matrix(query, key, torch.tensor(self.scale).double().requires_grad_(), *leaf, self.exclusion)
+        numbers = [torch.tensor(x).double().requires_grad_() for x in (self.scale, self.bias)]
+        return Matrix(query, key, numbers[0], self.exclusion, numbers[1])
 
     def logits(self) -> Tensor:
         """S with ``-inf`` where a pair is left out."""
-        s = self.scale * self.query @ self.key.T
-        if self.row_bias is not None:
-            s = s + self.row_bias[:, None]
-        if self.column_bias is not None:
-            s = s + self.column_bias[None, :]
+        s = self.scale * self.query @ self.key.T + self.bias
         return s.masked_fill(left_out(self.exclusion, *s.shape), -math.inf)
 
 

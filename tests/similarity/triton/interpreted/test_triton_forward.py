@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ssl_heads.similarity.exclusion import Exclusion
-from ssl_heads.similarity.triton import forward, operands, reduce
+from ssl_heads.similarity.triton import arguments, forward
+from ssl_heads.similarity.triton.backward import softplus_sum
+from ssl_heads.similarity.triton.kernels import tile
 from tests.similarity.triton.interpreted.literal import Matrix, embeddings, exclusions, log_sum_exp, surrounded
 
 N, M = 70, 83
@@ -18,24 +20,18 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 pytestmark = [pytest.mark.usefixtures("poisoned_memory"), pytest.mark.filterwarnings("ignore:divide by zero")]
 
 
-def matrix(pattern: str, dtype: torch.dtype = torch.float32, width: int = 37, biases: bool = False) -> Matrix:
-    row_bias, column_bias = surrounded(torch.randn(N)), surrounded(torch.randn(M))
-    query, key = embeddings(N, width, dtype), embeddings(M, width, dtype)
-    return Matrix(
-        query, key, 14.0, row_bias if biases else None, column_bias if biases else None, exclusions(N, M)[pattern]
-    )
+def matrix(pattern: str, dtype: torch.dtype = torch.float32, width: int = 37) -> Matrix:
+    return Matrix(embeddings(N, width, dtype), embeddings(M, width, dtype), 14.0, exclusions(N, M)[pattern])
 
 
-def compute(s: Matrix, bound: float, columns: bool = True) -> tuple[Tensor, Tensor | None]:
-    return reduce.pair_forward(
-        s.query, s.key, s.exclusion, scale=s.scale, row_bias=s.row_bias, column_bias=s.column_bias,
-        columns=columns, bound=bound,
-    )  # fmt: skip
+def compute(s: Matrix, bound: float, columns: bool = True) -> tuple[Tensor, Tensor]:
+    row, column, saved = forward.pair_forward(s.query, s.key, s.scale, s.exclusion, columns, bound=bound)
+    assert saved.numel() == 0
+    return row, column
 
 
-def assert_same(actual: Tensor | None, expected: Tensor, atol: float = 1e-5) -> None:
+def assert_same(actual: Tensor, expected: Tensor, atol: float = 1e-5) -> None:
     """Equal where finite, ``-inf`` in the same places, fp32."""
-    assert actual is not None
     assert actual.dtype == torch.float32
     torch.testing.assert_close(actual.double(), expected.detach(), rtol=2e-6, atol=atol)
 
@@ -54,7 +50,7 @@ def test_rows_and_columns(pattern: str, bound: float) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [64, 100, 300])
 def test_widths_and_dtypes(width: int, dtype: torch.dtype, bound: float) -> None:
-    s = matrix("diagonal right", dtype, width, biases=True)
+    s = matrix("diagonal right", dtype, width)
     row, column = compute(s, bound)
     logits = s.leaves().logits()
     assert_same(row, log_sum_exp(logits, 1))
@@ -65,7 +61,7 @@ def test_widths_and_dtypes(width: int, dtype: torch.dtype, bound: float) -> None
 def test_rows_alone(bound: float) -> None:
     s = matrix("ids and diagonal")
     row, column = compute(s, bound, columns=False)
-    assert column is None
+    assert column.shape == (0,)
     assert_same(row, log_sum_exp(s.leaves().logits(), 1))
 
 
@@ -76,7 +72,7 @@ def test_logits_of_two_hundred(sign: float) -> None:
     direction /= direction.norm()
     query = surrounded(direction + 0.02 * torch.randn(N, 64))
     key = surrounded(sign * direction + 0.02 * torch.randn(M, 64))
-    s = Matrix(query, key, 200.0, None, None, Exclusion.diagonal(N, M))
+    s = Matrix(query, key, 200.0, Exclusion.diagonal(N, M))
     row, column = compute(s, math.inf)
     logits = s.leaves().logits()
     assert float(logits.detach()[0, 1].abs()) > 150
@@ -99,7 +95,6 @@ def test_rows_and_columns_without_negatives(bound: float) -> None:
     everything = Exclusion(period=1)
     row, column = compute(s._replace(exclusion=everything), bound)
     assert bool((row == -math.inf).all())
-    assert column is not None
     assert bool((column == -math.inf).all())
 
 
@@ -109,9 +104,8 @@ def test_one_set(n: int, bound: float) -> None:
     """An even and an odd number of row blocks, full and ragged; S is symmetric through a weight on the query side."""
     x = embeddings(n, 50, torch.float32)
     query = x * torch.rand(50)
-    bias = surrounded(torch.randn(n))
-    s = Matrix(query, x, 8.0, bias, bias, Exclusion.modulo(max(n // 2, 1)))
-    row = reduce.self_forward(query, x, s.exclusion, scale=8.0, bias=bias, bound=bound)
+    s = Matrix(query, x, 8.0, Exclusion.modulo(max(n // 2, 1)))
+    row, _ = forward.self_forward(query, x, 8.0, s.exclusion, bound)
     assert_same(row, log_sum_exp(s.leaves().logits(), 1))
 
 
@@ -119,20 +113,20 @@ def test_one_set(n: int, bound: float) -> None:
 def test_one_set_with_ids(bound: float) -> None:
     x, ids = embeddings(100, 128, torch.bfloat16), surrounded(torch.randint(0, 9, (100,)))
     exclusion = Exclusion(0, 50, ids, ids)
-    row = reduce.self_forward(x, x, exclusion, scale=5.0, bound=bound)
-    assert_same(row, log_sum_exp(Matrix(x, x, 5.0, None, None, exclusion).leaves().logits(), 1))
+    row, _ = forward.self_forward(x, x, 5.0, exclusion, bound)
+    assert_same(row, log_sum_exp(Matrix(x, x, 5.0, exclusion).leaves().logits(), 1))
 
 
 @pytest.mark.parametrize("bound", [math.inf, 30.0])
 def test_column_partials_in_several_launches(bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operands, "PARTIAL_BYTES", 4 * 150)
+    monkeypatch.setattr(arguments, "PARTIAL_BYTES", 4 * 150)
     s = matrix("diagonal")
     row, column = compute(s, bound)
     assert_same(row, log_sum_exp(s.leaves().logits(), 1))
     assert_same(column, log_sum_exp(s.leaves().logits(), 0))
     x = embeddings(140, 37, torch.float32)
-    one = Matrix(x, x, 14.0, None, None, Exclusion.modulo(70))
-    row = reduce.self_forward(x, x, one.exclusion, scale=14.0, bound=bound)
+    one = Matrix(x, x, 14.0, Exclusion.modulo(70))
+    row, _ = forward.self_forward(x, x, 14.0, one.exclusion, bound)
     assert_same(row, log_sum_exp(one.leaves().logits(), 1))
 
 
@@ -140,33 +134,34 @@ def test_column_partials_in_several_launches(bound: float, monkeypatch: pytest.M
 def test_column_splits(bound: float) -> None:
     """Few rows and many columns, as with a queue: several programs share a row block."""
     query, key = embeddings(20, 37, torch.float32), embeddings(1000, 37, torch.float32)
-    assert operands.column_splits(1, 32, query.device) > 1
-    s = Matrix(query, key, 14.0, None, None, Exclusion.nothing())
+    assert arguments.column_splits(1, 32, query.device) > 1
+    s = Matrix(query, key, 14.0, Exclusion.nothing())
     assert_same(compute(s, bound, columns=False)[0], log_sum_exp(s.leaves().logits(), 1))
+
+
+def softplus_of(s: Matrix) -> tuple[Tensor, Tensor]:
+    """The sum by the kernels, and by its definition."""
+    total, *gradients = softplus_sum(s.query, s.key, s.scale, torch.tensor([s.bias]), s.exclusion, gradient=False)
+    assert not any(gradient.numel() for gradient in gradients)
+    return total.double(), torch.nn.functional.softplus(s.leaves().logits().detach(), threshold=1e4).sum()
 
 
 @pytest.mark.parametrize("bias", [-10.0, 0.0])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_softplus(dtype: torch.dtype, bias: float) -> None:
-    s = matrix("diagonal right", dtype)._replace(row_bias=torch.full((N,), bias))
-    total = reduce.softplus_forward(s.query, s.key, s.exclusion, scale=s.scale, row_bias=s.row_bias)
-    expected = torch.nn.functional.softplus(s.leaves().logits(), threshold=1e4).sum(1)
-    torch.testing.assert_close(total.double(), expected.detach(), rtol=3e-6, atol=0.0)
+@pytest.mark.parametrize("pattern", ["diagonal right", "ids and diagonal"])
+def test_softplus(pattern: str, dtype: torch.dtype, bias: float) -> None:
+    torch.testing.assert_close(*softplus_of(matrix(pattern, dtype)._replace(bias=bias)), rtol=3e-6, atol=0.0)
 
 
 def test_softplus_of_large_logits() -> None:
-    s = matrix("short period")
-    total = reduce.softplus_forward(s.query, s.key, s.exclusion, scale=400.0)
-    expected = torch.nn.functional.softplus(s._replace(scale=400.0).leaves().logits(), threshold=1e4).sum(1)
-    torch.testing.assert_close(total.double(), expected.detach(), rtol=3e-6, atol=0.0)
+    torch.testing.assert_close(*softplus_of(matrix("short period")._replace(scale=400.0)), rtol=3e-6, atol=0.0)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
 def test_empty(shape: tuple[int, int]) -> None:
     query, key = torch.randn(shape[0], 8), torch.randn(shape[1], 8)
-    row, column = reduce.pair_forward(query, key, Exclusion.nothing(), columns=True)
+    row, column, _ = forward.pair_forward(query, key, 1.0, Exclusion.nothing(), columns=True)
     assert row.tolist() == [-math.inf] * shape[0]
-    assert column is not None
     assert column.tolist() == [-math.inf] * shape[1]
 
 
@@ -176,18 +171,18 @@ def test_any_strides() -> None:
     wide[:, ::2] = s.query
     strided = s._replace(query=wide[:, ::2], key=s.key.T.contiguous().T)
     for actual, expected in zip(compute(strided, math.inf), compute(s, math.inf), strict=True):
-        assert torch.equal(actual, expected)  # type: ignore[arg-type]
+        assert torch.equal(actual, expected)
 
 
 # ------------------------------------------------------------------------------- a broken kernel fails the checks above
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, name: str, mutant: Any) -> None:
-    monkeypatch.setattr(forward, name, mutant)
+    monkeypatch.setattr(tile, name, mutant)
 
 
 def test_a_padded_column_that_counts_as_zero_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = forward.leave_out
+    original = tile.leave_out
 
     def without_an_end(x: Any, first_row: Any, first_column: Any, N: Any, M: Any, *rest: Any) -> Any:
         return original(x, first_row, first_column, 10**6, 10**6, *rest)
@@ -209,7 +204,7 @@ def test_a_missing_mask_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_mirrored_mask_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = forward.leave_out
+    original = tile.leave_out
 
     def mirrored(x: Any, row: Any, column: Any, N: Any, M: Any, q: Any, k: Any, offset: Any, *rest: Any) -> Any:
         return original(x, row, column, N, M, q, k, -offset, *rest)

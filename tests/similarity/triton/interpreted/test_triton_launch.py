@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssl_heads.similarity.backend import Needs
 from ssl_heads.similarity.exclusion import Exclusion
-from ssl_heads.similarity.triton import autotune, differentiate, reduce
+from ssl_heads.similarity.triton import autotune, backward, forward
 from ssl_heads.similarity.triton.configurations import Tile
 from tests.checks import relative_error
 from tests.similarity.triton.interpreted.literal import embeddings
@@ -25,29 +26,29 @@ def far_apart(x: Tensor, stride: int) -> Tensor:
     return view
 
 
+def gradients(query: Tensor, key: Tensor, row: Tensor) -> tuple[Tensor, ...]:
+    nothing = row.new_empty(0)
+    sums = (row, nothing, nothing, torch.ones_like(row), nothing)
+    return backward.pair_backward(query, key, 1.0, *sums, Exclusion.nothing(), False, math.inf, Needs())
+
+
 def test_offsets_beyond_32_bits() -> None:
     """Row 33 starts at element 33 * 2^26 > 2^31, for queries and for keys."""
     query, key = embeddings(40, 64, torch.float16), embeddings(36, 64, torch.float16)
     far_query, far_key = far_apart(query, 2**26), far_apart(key, 2**26)
     assert far_query[-1].data_ptr() - far_query.data_ptr() > 2 * 2**31
-    near = reduce.pair_forward(query, key, Exclusion.nothing(), columns=True)
-    far = reduce.pair_forward(far_query, far_key, Exclusion.nothing(), columns=True)
-    assert near[1] is not None
-    assert far[1] is not None
-    assert torch.equal(near[0], far[0])
-    assert torch.equal(near[1], far[1])
-    near_gradient = differentiate.pair_backward(query, key, Exclusion.nothing(), near[0], torch.ones(40))
-    far_gradient = differentiate.pair_backward(far_query, far_key, Exclusion.nothing(), far[0], torch.ones(40))
-    for a, b in zip(near_gradient[:2], far_gradient[:2], strict=True):
-        assert a is not None
-        assert b is not None
+    near = forward.pair_forward(query, key, 1.0, Exclusion.nothing(), columns=True)
+    far = forward.pair_forward(far_query, far_key, 1.0, Exclusion.nothing(), columns=True)
+    for a, b in zip(near, far, strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(gradients(query, key, near[0]), gradients(far_query, far_key, far[0]), strict=True):
         assert torch.equal(a, b)
 
 
 def test_a_diagonal_far_outside() -> None:
     """An offset that passes 32 bits when a row is added to it."""
     x = embeddings(40, 37, torch.float32)
-    row, _ = reduce.pair_forward(x, x, Exclusion(offset=2**31 - 2, period=2**33))
+    row, *_ = forward.pair_forward(x, x, 1.0, Exclusion(offset=2**31 - 2, period=2**33))
     assert relative_error(row, (x.double() @ x.double().T).logsumexp(1)) < 1e-6
 
 
@@ -55,7 +56,7 @@ def test_no_measurement_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_HEADS_AUTOTUNE", raising=False)
     monkeypatch.setattr(autotune, "milliseconds", lambda *_: pytest.fail("a tile was timed"))
     x = embeddings(40, 37, torch.float32)
-    reduce.self_forward(x, x, Exclusion.nothing())
+    forward.self_forward(x, x, 1.0, Exclusion.nothing())
 
 
 def test_the_fastest_neighbour_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,11 +70,11 @@ def test_the_fastest_neighbour_is_taken_and_remembered(monkeypatch: pytest.Monke
     monkeypatch.setattr(autotune, "milliseconds", pretend)
     monkeypatch.setattr(autotune, "CHOSEN", {})
     x = embeddings(40, 37, torch.float32)
-    row = reduce.self_forward(x, x, Exclusion.nothing())
+    row, _ = forward.self_forward(x, x, 1.0, Exclusion.nothing())
     assert [tile.stages for tile in autotune.CHOSEN.values()] == [2]
     count = len(timed)
     assert count > 2
-    assert torch.equal(row, reduce.self_forward(x, x, Exclusion.nothing()))
+    assert torch.equal(row, forward.self_forward(x, x, 1.0, Exclusion.nothing())[0])
     assert len(timed) == count
-    differentiate.pair_backward(x, x, Exclusion.nothing(), row, torch.ones(40))
+    gradients(x, x, row)
     assert len(timed) > count

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_heads.similarity.exclusion import Exclusion
-from ssl_heads.similarity.triton import operators
+from ssl_heads.similarity import Exclusion, log_sum_exp, operators, product_dtype, self_log_sum_exp, softplus_sum
+from ssl_heads.similarity.triton import unit_rows
 from tests.checks import assert_gradient_close
-from tests.similarity.triton.interpreted.literal import left_out, log_sum_exp
+from tests.similarity.triton.interpreted.literal import left_out
+from tests.similarity.triton.interpreted.literal import log_sum_exp as literal_log_sum_exp
 
 N, M, D = 40, 50, 24
 
@@ -26,8 +27,8 @@ def scalar(value: float) -> Tensor:
 
 
 def pairs(query: Tensor, key: Tensor, scale: Tensor) -> Tensor:
-    row, column = operators.log_sum_exp(
-        query, key, scale, exclusion=Exclusion.diagonal(N, M, 3), columns=True, bound=50.0
+    row, column = log_sum_exp(
+        query, key, scale, exclusion=Exclusion.diagonal(N, M, 3), columns=True, bound=50.0, impl="triton"
     )
     assert column is not None
     return (row * torch.linspace(-1, 1, N)).sum() + column.square().sum()
@@ -35,11 +36,13 @@ def pairs(query: Tensor, key: Tensor, scale: Tensor) -> Tensor:
 
 def pairs_literal(query: Tensor, key: Tensor, scale: Tensor) -> Tensor:
     logits = (scale * query @ key.T).masked_fill(left_out(Exclusion.diagonal(N, M, 3), N, M), -math.inf)
-    return (log_sum_exp(logits, 1) * torch.linspace(-1, 1, N)).sum() + log_sum_exp(logits, 0).square().sum()
+    return (literal_log_sum_exp(logits, 1) * torch.linspace(-1, 1, N)).sum() + literal_log_sum_exp(
+        logits, 0
+    ).square().sum()
 
 
 def rows(query: Tensor, key: Tensor, scale: Tensor) -> Tensor:
-    return operators.log_sum_exp(query, key.detach(), scale)[0].square().sum()
+    return log_sum_exp(query, key.detach(), scale, impl="triton")[0].square().sum()
 
 
 def rows_literal(query: Tensor, key: Tensor, scale: Tensor) -> Tensor:
@@ -47,7 +50,7 @@ def rows_literal(query: Tensor, key: Tensor, scale: Tensor) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    return (operators.unit_rows(x) * torch.linspace(-1, 1, D)).square().sum()
+    return (unit_rows.unit_rows(x) * torch.linspace(-1, 1, D)).square().sum()
 
 
 def unit_literal(x: Tensor) -> Tensor:
@@ -55,7 +58,8 @@ def unit_literal(x: Tensor) -> Tensor:
 
 
 def one_set(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    return operators.self_log_sum_exp(x, scale, weight=weight, exclusion=Exclusion.modulo(N // 2)).square().sum()
+    exclusion = Exclusion.modulo(N // 2)
+    return self_log_sum_exp(x, scale, weight=weight, exclusion=exclusion, impl="triton").square().sum()
 
 
 def one_set_literal(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
@@ -64,7 +68,7 @@ def one_set_literal(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def elementwise(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    return operators.softplus_sum(query, key, scale, bias, exclusion=Exclusion.diagonal(N, M))
+    return softplus_sum(query, key, scale, bias, exclusion=Exclusion.diagonal(N, M), impl="triton")
 
 
 def elementwise_literal(query: Tensor, key: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -116,19 +120,27 @@ def test_operators_keep_their_promises() -> None:
     query, key = leaves((N, D), (M, D))
     scale, ids = torch.tensor([10.0], requires_grad=True), torch.randint(0, 5, (N,))
     key_ids = torch.randint(0, 5, (M,))
+    exclusion = (0, 0, ids, key_ids, False)
     torch.library.opcheck(
-        operators.pair_lse, (query, key, scale, 0, 0, ids, key_ids, False, True, math.inf, torch.float32)
+        operators.pair_lse, (query, key, scale, *exclusion, True, False, math.inf, torch.float32, "triton")
     )
-    torch.library.opcheck(operators.self_lse, (query, torch.rand(D), scale, 0, 20, ids, False, math.inf, torch.float32))
+    torch.library.opcheck(
+        operators.self_lse, (query, torch.rand(D), scale, 0, 20, ids, False, math.inf, torch.float32, "triton")
+    )
+    torch.library.opcheck(unit_rows.normalized_rows, (query,))
+    # its gradients come beside the value, and opcheck would differentiate them as if they were results
     bias = torch.tensor([-1.0], requires_grad=True)
-    torch.library.opcheck(operators.normalized_rows, (query,))
-    torch.library.opcheck(operators.softplus_rows, (query, key, scale, bias, 2, 1000, None, None, False, torch.float16))
+    torch.library.opcheck(
+        operators.softplus_sum,
+        (query, key, scale, bias, 2, 1000, None, None, False, torch.float16, "triton", True),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
 
 
 def test_autocast_computes_in_half() -> None:
     query, key = leaves((N, D), (M, D))
     with torch.autocast("cpu", torch.bfloat16):
-        row, _ = operators.log_sum_exp(query, key, 10.0)
+        row, _ = log_sum_exp(query, key, 10.0, dtype=product_dtype(query, key), impl="triton")
     assert row.dtype == torch.float32
     exact = (10.0 * query.bfloat16().double() @ key.bfloat16().double().T).logsumexp(1)
     torch.testing.assert_close(row.double(), exact, rtol=2e-6, atol=1e-6)
@@ -139,7 +151,7 @@ def test_autocast_computes_in_half() -> None:
 
 def test_a_second_derivative_says_what_to_do() -> None:
     query, key = leaves((N, D), (M, D))
-    (gradient,) = torch.autograd.grad(operators.log_sum_exp(query, key)[0].sum(), query, create_graph=True)
+    (gradient,) = torch.autograd.grad(log_sum_exp(query, key, impl="triton")[0].sum(), query, create_graph=True)
     with pytest.raises(RuntimeError, match='impl="dense"'):
         gradient.sum().backward()
 
@@ -154,4 +166,4 @@ def test_a_second_derivative_says_what_to_do() -> None:
 )
 def test_mistakes(query: Tensor, key: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        operators.log_sum_exp(query, key)
+        log_sum_exp(query, key, impl="triton")

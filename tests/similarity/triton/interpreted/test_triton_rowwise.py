@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl_heads.functional.activation import rep_relu
 from ssl_heads.functional.gate import bernoulli_kl, soft_gate, straight_through_gate
 from ssl_heads.functional.normalize import safe_normalize
-from ssl_heads.similarity.triton import prologue as kernels
+from ssl_heads.similarity.triton.kernels import rows as kernels
 from ssl_heads.similarity.triton.rowwise import Settings, epilogue, prologue
 from tests.checks import assert_gradient_close, relative_error
 

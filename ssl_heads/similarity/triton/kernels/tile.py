@@ -1,4 +1,4 @@
-"""What every kernel does with one tile of the similarity matrix: load rows, multiply, bias, leave pairs out.
+"""What every kernel does with one tile of the similarity matrix: load rows, multiply, scale, leave pairs out.
 
 Logits are kept in base 2, ``x = S * log2(e)``, so that one ``exp2`` an element is the only transcendental.
 Rows and columns past the end are ``-inf`` like excluded pairs: they enter neither a maximum nor a sum. Most tiles have
@@ -12,6 +12,10 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+
+ONLINE = tl.constexpr(0)  # log-sum-exp with a running maximum
+BOUNDED = tl.constexpr(1)  # sum of exp(S), where S is known to be small
+SOFTPLUS = tl.constexpr(2)  # sum of softplus(S)
 
 NO_DIAGONAL = tl.constexpr(0)
 ONE_DIAGONAL = tl.constexpr(1)  # the period exceeds a tile: at most one excluded diagonal crosses it
@@ -28,12 +32,6 @@ def load_rows(pointer, rows, count, stride, first, BLOCK_D: tl.constexpr):
     features = first + tl.arange(0, BLOCK_D)
     offsets = rows.to(tl.int64)[:, None] * stride + features[None, :]
     return tl.load(pointer + offsets, mask=(rows < count)[:, None], other=0.0)
-
-
-@triton.jit
-def load_bias(pointer, positions, count):
-    """The bias in base 2."""
-    return tl.load(pointer + positions, mask=positions < count, other=0.0) * LOG2_E
 
 
 @triton.jit
@@ -80,6 +78,20 @@ def leave_out(
             excluded = query_ids[:, None] != key_ids[None, :]
         x = tl.where(excluded, float("-inf"), x)
     return x
+
+
+@triton.jit
+def tile_logits(
+    products, scale, bias_ptr, first_row, first_column, N, M, query_ids_ptr, key_ids_ptr, offset, period,
+    REDUCTION: tl.constexpr, DIAGONAL: tl.constexpr, IDS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """``S_ij`` in base 2, ``-inf`` for the pairs that are left out; softplus alone has a bias."""
+    x = products * scale
+    if REDUCTION == SOFTPLUS:
+        x += tl.load(bias_ptr) * LOG2_E
+    return leave_out(
+        x, first_row, first_column, N, M, query_ids_ptr, key_ids_ptr, offset, period, DIAGONAL, IDS, BLOCK_M, BLOCK_N
+    )
 
 
 @triton.jit

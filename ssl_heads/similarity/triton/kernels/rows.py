@@ -1,12 +1,11 @@
 """Row-wise kernels around the matrix: activation, gate, normalisation, importance, and all their gradients."""
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from ssl_heads.similarity.triton.tiles import LN_2, LOG2_E
+from ssl_heads.similarity.triton.kernels.tile import LN_2, LOG2_E
 
 RELU, REP_RELU = tl.constexpr(1), tl.constexpr(2)
 NO_GATE, STRAIGHT_THROUGH, SOFT, CONCRETE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)

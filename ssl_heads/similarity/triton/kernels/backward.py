@@ -14,37 +14,45 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ssl_heads.similarity.triton.tiles import LOG2_E, leave_out, load_bias, load_rows, streamed_products
+from ssl_heads.similarity.triton.kernels.tile import (
+    BOUNDED,
+    LOG2_E,
+    ONLINE,
+    SOFTPLUS,
+    load_rows,
+    streamed_products,
+    tile_logits,
+)
 
 
 @triton.jit
-def load_upstream(shift_ptr, factor_ptr, positions, count, PRESENT: tl.constexpr, BOUNDED: tl.constexpr):
+def load_upstream(shift_ptr, factor_ptr, positions, count, PRESENT: tl.constexpr, REDUCTION: tl.constexpr):
     """What the exponent subtracts and what the exponential is multiplied by; nothing past the end."""
     shift = tl.zeros(positions.shape, tl.float32)
     factor = tl.zeros(positions.shape, tl.float32)
     if PRESENT:
         factor = tl.load(factor_ptr + positions, mask=positions < count, other=0.0)
-        if not BOUNDED:
+        if REDUCTION == ONLINE:
             shift = tl.load(shift_ptr + positions, mask=positions < count, other=0.0)
     return shift, factor
 
 
 @triton.jit
 def softmax(x, shift):
-    """``2^(x - shift)``, at most 1: of logits beyond 1e7 a float32 difference may say more."""
+    """``2^(x - shift)``, clamped to 1: above about 1e7, float32 rounding could make the difference positive."""
     return tl.exp2(tl.minimum(x - shift, 0.0))
 
 
 @triton.jit
 def pair_weights(
     x, row_shift, row_factor, column_shift, column_factor,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BOUNDED: tl.constexpr, SOFTPLUS: tl.constexpr,
+    REDUCTION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """``W`` of a tile; one exponential an element where S is bounded or one side alone has a gradient."""
-    if SOFTPLUS:
+    if REDUCTION == SOFTPLUS:
         tail = tl.exp2(-tl.abs(x))
         weights = tl.where(x > 0, 1.0, tail) / (1.0 + tail) * (row_factor[:, None] + column_factor[None, :])
-    elif BOUNDED:
+    elif REDUCTION == BOUNDED:
         weights = tl.exp2(x) * (row_factor[:, None] + column_factor[None, :])
     elif ROWS and COLUMNS:
         weights = softmax(x, row_shift[:, None]) * row_factor[:, None]
@@ -60,14 +68,14 @@ def pair_weights(
 def gradient_kernel(
     q_ptr, k_ptr,  # (N, WIDTH), (M, WIDTH): rows 16-byte aligned, zero-padded features
     scale_ptr,  # (1,) fp32
-    row_bias_ptr, column_bias_ptr,  # (N,), (M,) fp32
+    bias_ptr,  # (1,) fp32, read by SOFTPLUS
     query_ids_ptr, key_ids_ptr,  # (N,), (M,) integers
     row_shift_ptr, row_factor_ptr, column_shift_ptr, column_factor_ptr,  # (N,), (N,), (M,), (M,) fp32
     out_ptr,  # (splits, N, WIDTH) fp32: W k
     sums_ptr,  # (splits, N) fp32: row sums of W
     N, M, q_stride, k_stride, offset, period, tiles, tiles_per_split,
-    HAS_ROW_BIAS: tl.constexpr, HAS_COLUMN_BIAS: tl.constexpr, DIAGONAL: tl.constexpr, IDS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BOUNDED: tl.constexpr, SOFTPLUS: tl.constexpr, SUMS: tl.constexpr,
+    REDUCTION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SUMS: tl.constexpr,
+    DIAGONAL: tl.constexpr, IDS: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``W k`` of one row block and one column split, accumulated in registers."""
@@ -75,9 +83,7 @@ def gradient_kernel(
     split = tl.program_id(1)
     rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
     scale = tl.load(scale_ptr) * LOG2_E
-    if HAS_ROW_BIAS:
-        row_bias = load_bias(row_bias_ptr, rows, N)
-    row_shift, row_factor = load_upstream(row_shift_ptr, row_factor_ptr, rows, N, ROWS, BOUNDED)
+    row_shift, row_factor = load_upstream(row_shift_ptr, row_factor_ptr, rows, N, ROWS, REDUCTION)
     q = load_rows(q_ptr, rows, N, q_stride, 0, WIDTH)
     out = tl.zeros((BLOCK_M, WIDTH), tl.float32)
     sums = tl.zeros((BLOCK_M,), tl.float32)
@@ -86,19 +92,14 @@ def gradient_kernel(
     end = tl.minimum(begin + tiles_per_split, tiles)
     for tile in range(begin, end):
         columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        column_shift, column_factor = load_upstream(column_shift_ptr, column_factor_ptr, columns, M, COLUMNS, BOUNDED)
+        column_shift, column_factor = load_upstream(column_shift_ptr, column_factor_ptr, columns, M, COLUMNS, REDUCTION)
         k = load_rows(k_ptr, columns, M, k_stride, 0, WIDTH)
         products = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        x = products * scale
-        if HAS_ROW_BIAS:
-            x += row_bias[:, None]
-        if HAS_COLUMN_BIAS:
-            x += load_bias(column_bias_ptr, columns, M)[None, :]
-        x = leave_out(
-            x, block * BLOCK_M, tile * BLOCK_N, N, M, query_ids_ptr, key_ids_ptr, offset, period,
-            DIAGONAL, IDS, BLOCK_M, BLOCK_N,
+        x = tile_logits(
+            products, scale, bias_ptr, block * BLOCK_M, tile * BLOCK_N, N, M, query_ids_ptr, key_ids_ptr,
+            offset, period, REDUCTION, DIAGONAL, IDS, BLOCK_M, BLOCK_N,
         )  # fmt: skip
-        weights = pair_weights(x, row_shift, row_factor, column_shift, column_factor, ROWS, COLUMNS, BOUNDED, SOFTPLUS)
+        weights = pair_weights(x, row_shift, row_factor, column_shift, column_factor, REDUCTION, ROWS, COLUMNS)
         if SUMS:
             sums += tl.sum(weights, 1)
         out = tl.dot(weights.to(k.dtype), k, out, input_precision=PRECISION)
@@ -114,14 +115,13 @@ def gradient_kernel(
 def panel_kernel(
     q_ptr, k_ptr,  # (N, WIDTH), (M, WIDTH): rows 16-byte aligned, zero-padded features
     scale_ptr,  # (1,) fp32
-    row_bias_ptr, column_bias_ptr,  # (N,), (M,) fp32
+    bias_ptr,  # (1,) fp32, read by SOFTPLUS
     query_ids_ptr, key_ids_ptr,  # (N,), (M,) integers
     row_shift_ptr, row_factor_ptr, column_shift_ptr, column_factor_ptr,  # (N,), (N,), (M,), (M,) fp32
     panel_ptr,  # (last_row - first_row, last_column - first_column) in the dtype of q
     N, M, q_stride, k_stride, panel_stride, offset, period, first_row, last_row, first_column, last_column,
-    HAS_ROW_BIAS: tl.constexpr, HAS_COLUMN_BIAS: tl.constexpr, DIAGONAL: tl.constexpr, IDS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BOUNDED: tl.constexpr, SOFTPLUS: tl.constexpr,
-    GROUP: tl.constexpr,
+    REDUCTION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr,
+    DIAGONAL: tl.constexpr, IDS: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of ``W``, written to a panel that library products read."""
@@ -141,15 +141,13 @@ def panel_kernel(
         q_ptr, k_ptr, rows, columns, N, M, q_stride, k_stride, WIDTH, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
     )
     scale = tl.load(scale_ptr) * LOG2_E
-    row_shift, row_factor = load_upstream(row_shift_ptr, row_factor_ptr, rows, N, ROWS, BOUNDED)
-    column_shift, column_factor = load_upstream(column_shift_ptr, column_factor_ptr, columns, M, COLUMNS, BOUNDED)
-    x = products * scale
-    if HAS_ROW_BIAS:
-        x += load_bias(row_bias_ptr, rows, N)[:, None]
-    if HAS_COLUMN_BIAS:
-        x += load_bias(column_bias_ptr, columns, M)[None, :]
-    x = leave_out(x, top, left, N, M, query_ids_ptr, key_ids_ptr, offset, period, DIAGONAL, IDS, BLOCK_M, BLOCK_N)
-    weights = pair_weights(x, row_shift, row_factor, column_shift, column_factor, ROWS, COLUMNS, BOUNDED, SOFTPLUS)
+    row_shift, row_factor = load_upstream(row_shift_ptr, row_factor_ptr, rows, N, ROWS, REDUCTION)
+    column_shift, column_factor = load_upstream(column_shift_ptr, column_factor_ptr, columns, M, COLUMNS, REDUCTION)
+    x = tile_logits(
+        products, scale, bias_ptr, top, left, N, M, query_ids_ptr, key_ids_ptr,
+        offset, period, REDUCTION, DIAGONAL, IDS, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+    weights = pair_weights(x, row_shift, row_factor, column_shift, column_factor, REDUCTION, ROWS, COLUMNS)
     # the launcher bounds the panel in bytes, so 32 bits hold its offsets
     offsets = (rows - first_row)[:, None] * panel_stride + (columns - first_column)[None, :]
     inside = (rows < last_row)[:, None] & (columns < last_column)[None, :]

@@ -1,0 +1,203 @@
+"""Which backend reduces the matrix, and the three reductions that losses call."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ssl_heads import _check
+from ssl_heads._modes import has_autocast, is_transformed, saveable
+from ssl_heads.similarity import dense
+from ssl_heads.similarity.exclusion import Exclusion
+from ssl_heads.similarity.operators import accumulator, pair_lse, scalar, self_lse
+from ssl_heads.similarity.operators import softplus_sum as softplus_sum_operator
+
+Impl = Literal["auto", "dense", "tiled", "triton"]
+"""How the matrix is reduced: ``auto`` decides from the tensors of each call; an explicit choice never falls back.
+
+Under torch.func and in forward mode ``auto`` stores the matrix, and tiles and kernels are an error.
+"""
+
+IMPLS = get_args(Impl)
+
+DENSE_UP_TO = 128 * 128
+"""Largest number of pairs that `auto` stores: below it one small matrix is faster than tiles."""
+
+DENSE_ON_GPU_UP_TO = 1024 * 1024
+"""The same where each launch costs microseconds."""
+
+
+def check_impl(impl: str) -> None:
+    """Raise ``ValueError`` for an unknown implementation."""
+    _check.choice("impl", impl, IMPLS)
+
+
+def refuse_transforms() -> None:
+    """Operators without rules for torch.func and forward mode would stop in torch, or drop a tangent without a word."""
+    if is_transformed():
+        raise RuntimeError('tiles and kernels work neither under torch.func nor in forward mode; pass impl="dense"')
+
+
+def promote(x: Tensor) -> Tensor:
+    """Half precision to fp32; fp32 and fp64 as they are, once autograd can save them."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else saveable(x)
+
+
+def product_dtype(*rows: Tensor) -> torch.dtype:
+    """What kernels may round these rows to for their products: autocast's dtype where it is on, else their widest."""
+    device = rows[0].device.type
+    if has_autocast(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return functools.reduce(torch.promote_types, [x.dtype for x in rows])
+
+
+@functools.lru_cache
+def kernels_run_on(device: torch.device) -> bool:
+    """Whether Triton is installed and the device has what its kernels need."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def implementation(impl: Impl, query: Tensor, columns: int) -> Literal["dense", "tiled", "triton"]:
+    """What an ``impl`` means for a call with these rows and so many columns."""
+    check_impl(impl)
+    if impl != "auto":
+        return impl
+    if is_transformed() or query.shape[0] * columns <= (DENSE_ON_GPU_UP_TO if query.is_cuda else DENSE_UP_TO):
+        return "dense"
+    return "triton" if query.is_cuda and query.dtype != torch.float64 and kernels_run_on(query.device) else "tiled"
+
+
+def log_sum_exp(
+    query: Tensor,
+    key: Tensor,
+    scale: Tensor | float = 1.0,
+    *,
+    exclusion: Exclusion = Exclusion(),
+    columns: bool = False,
+    bound: float = math.inf,
+    dtype: torch.dtype | None = None,
+    impl: Impl = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Log-sum-exp over the negatives of the rows, and on request of the columns, of ``scale * q k^T``.
+
+    Args:
+        query: Rows, of shape (n, d).
+        key: Columns, of shape (m, d). Without gradient they cost one product less.
+        scale: Multiplies the logits; a tensor may require a gradient.
+        exclusion: Pairs that are left out.
+        columns: Whether the log-sum-exp of the columns is wanted too.
+        bound: The largest ``|logit|`` where the caller knows it, as for cosines over a temperature.
+        dtype: What kernels may round rows to for their products, see `product_dtype`; None leaves fp32 as it is.
+            Sums and gradients are taken in fp32 all the same, and tiles and the stored matrix round nothing.
+        impl: See `Impl`.
+
+    Returns:
+        The rows' log-sum-exp of shape (n,), and the columns' of shape (m,) or None. A row whose pairs are all left out
+        gives ``-inf`` and no gradient.
+    """
+    chosen, query, key = _prepare(impl, query, key)
+    if chosen == "dense":
+        return dense.log_sum_exp(query, key, scale, exclusion, columns)
+    refuse_transforms()
+    one_sweep = torch.is_grad_enabled() and query.requires_grad and not key.requires_grad and not columns
+    row, column, _ = pair_lse(
+        query,
+        key,
+        scalar(scale, query),
+        *exclusion,
+        columns,
+        one_sweep,
+        bound,
+        _of_products(chosen, query, dtype),
+        chosen,
+    )
+    return row, column if columns else None
+
+
+def _prepare(impl: Impl, query: Tensor, key: Tensor) -> tuple[Literal["dense", "tiled", "triton"], Tensor, Tensor]:
+    """What runs, and the rows as it takes them: kernels alone read half precision."""
+    chosen = implementation(impl, query, key.shape[0])
+    return (chosen, saveable(query), saveable(key)) if chosen == "triton" else (chosen, promote(query), promote(key))
+
+
+def _of_products(chosen: str, rows: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """Kernels round the rows on request; tiles never do."""
+    return rows.dtype if dtype is None or chosen != "triton" else dtype
+
+
+def self_log_sum_exp(
+    x: Tensor,
+    scale: Tensor | float = 1.0,
+    *,
+    weight: Tensor | None = None,
+    exclusion: Exclusion = Exclusion(),
+    bound: float = math.inf,
+    dtype: torch.dtype | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Log-sum-exp over the negatives of the rows of the symmetric ``scale * x diag(weight) x^T``.
+
+    Half of the matrix is computed, and each tile serves its rows and its columns.
+
+    Args:
+        x: One set of embeddings, of shape (n, d).
+        scale: Multiplies the logits.
+        weight: One weight a dimension, of shape (d,), or None for ones.
+        exclusion: Pairs that are left out; a symmetric pattern.
+        bound: The largest ``|logit|`` where the caller knows it.
+        dtype: As for `log_sum_exp`.
+        impl: See `Impl`.
+
+    Returns:
+        The rows' log-sum-exp of shape (n,).
+    """
+    chosen, x, _ = _prepare(impl, x, x)
+    weight = None if weight is None else weight.to(accumulator(x))
+    if chosen == "dense":
+        return dense.log_sum_exp(x if weight is None else x * weight, x, scale, exclusion, columns=False)[0]
+    refuse_transforms()
+    pattern = (exclusion.offset, exclusion.period, exclusion.query_ids, exclusion.keep_equal)
+    row: Tensor = self_lse(x, weight, scalar(scale, x), *pattern, bound, _of_products(chosen, x, dtype), chosen)[0]
+    return row
+
+
+def softplus_sum(
+    query: Tensor,
+    key: Tensor,
+    scale: Tensor | float,
+    bias: Tensor,
+    *,
+    exclusion: Exclusion,
+    dtype: torch.dtype | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """``sum_ij softplus(scale * <q_i, k_j> + bias)`` over the negatives, value and gradient in one pass.
+
+    Args:
+        query: Rows, of shape (n, d).
+        key: Columns, of shape (m, d).
+        scale: Multiplies the logits.
+        bias: Added to every logit, of shape () or (1,).
+        exclusion: Pairs that are left out.
+        dtype: As for `log_sum_exp`.
+        impl: See `Impl`.
+
+    Returns:
+        A scalar.
+    """
+    chosen, query, key = _prepare(impl, query, key)
+    if chosen == "dense":
+        return dense.softplus_of_negatives(query, key, scale, bias.to(query.dtype).reshape(()), exclusion)
+    refuse_transforms()
+    numbers = scalar(scale, query), scalar(bias, query)
+    gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, *numbers))
+    dtype = _of_products(chosen, query, dtype)
+    total: Tensor = softplus_sum_operator(query, key, *numbers, *exclusion, dtype, chosen, gradient)[0]
+    return total
