@@ -37,6 +37,26 @@ def test_gates_get_their_own_rate_wherever_they_are() -> None:
     assert len(groups) == 4
 
 
+def test_importances_get_their_own_rate_in_models_and_in_losses() -> None:
+    shared = FeatureImportance(4)
+    modules = [nn.ModuleDict({"importance": shared, "gate": BayesianGate(6, 4)}), TriFactorContrast(importance=shared)]
+    modules += [TriFactorContrast(4), shared]
+    groups = param_groups(*modules, lr=0.1, weight_decay=0.01, gate_lr=0.5, importance_lr=2.0)
+    importances = {shared.theta, modules[2].importance.theta}
+    for p in nn.ModuleList(modules).parameters():
+        group = find(groups, p)
+        assert group["lr"] == (2.0 if p in importances else 0.5)
+        assert group["weight_decay"] == (0.01 if p.ndim > 1 else 0.0)
+    torch.optim.AdamW(groups)
+
+
+def test_what_fsdp1_has_flattened_is_refused() -> None:
+    flat = nn.ParameterList([torch.zeros(12)])
+    flat[0]._fsdp_flattened = True  # its mark
+    with pytest.raises(ValueError, match=r"FSDP1 has flattened.*use_orig_params=True.*fully_shard"):
+        param_groups(flat, lr=0.1, weight_decay=0.01)
+
+
 def test_shared_parameters_appear_once() -> None:
     shared = nn.Linear(4, 4)
     groups = param_groups(nn.Sequential(shared, nn.ReLU(), shared), shared, lr=0.1, weight_decay=0.0)
@@ -77,7 +97,7 @@ def test_modules_without_trainable_parameters_are_refused() -> None:
         param_groups(nn.Linear(2, 2).requires_grad_(False), lr=0.1, weight_decay=0.0)
 
 
-@pytest.mark.parametrize("name", ["lr", "weight_decay", "gate_lr"])
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "gate_lr", "importance_lr"])
 def test_bad_rates_are_refused(name: str) -> None:
     rates = {"lr": 0.1, "weight_decay": 0.0, "gate_lr": 0.1, name: -1.0}
     with pytest.raises(ValueError, match=f"{name} must be at least 0, got -1.0"):

@@ -80,6 +80,45 @@ def test_keys_enter_before_the_backward_and_get_no_gradient(normalize: bool) -> 
     assert not queue.rows.requires_grad
 
 
+@pytest.mark.parametrize("impl", ["auto", "dense", "tiled"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_losses_before_an_enqueue_keep_the_rows_and_ids_they_saw(normalize: bool, impl: str) -> None:
+    queue, ids = MemoryQueue(SIZE, DIM), torch.arange(4)
+    query, key = torch.rand(2, 4, DIM).requires_grad_().unbind()
+    loss = InfoNCELoss(normalize=normalize, impl=impl)
+    twice = [(a, b) for a, b in ((query, key), (key, query))]  # a symmetric loss
+
+    def values() -> Tensor:
+        return sum(loss(a, b.detach(), queue.rows, ids=ids, queue_ids=queue.ids) for a, b in twice)
+
+    queue.enqueue(torch.rand(2, DIM), torch.tensor([1, 3]))
+    before = torch.autograd.grad(values(), (query, key))
+    value = values()
+    queue.enqueue(torch.ones(SIZE, DIM), torch.arange(SIZE))
+    after = torch.autograd.grad(value, (query, key))
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+def test_an_equation_of_one_s_own_over_rows_that_were_replaced_is_an_error() -> None:
+    queue, query = MemoryQueue(SIZE, DIM), torch.rand(4, DIM, requires_grad=True)
+    value, of_a_copy = ((query @ rows.T).logsumexp(1).sum() for rows in (queue.rows, queue.rows.clone()))
+    queue.enqueue(torch.rand(2, DIM))
+    of_a_copy.backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+def test_whoever_holds_the_buffers_sees_what_is_enqueued() -> None:
+    queue = MemoryQueue(SIZE, DIM)
+    cached, buffers = queue.state_dict(), dict(queue.named_buffers())
+    queue.enqueue(torch.rand(4, DIM), torch.arange(4))
+    for held in (cached, buffers):
+        assert all(torch.equal(held[name], x) for name, x in queue.state_dict().items())
+    replica = queue._replicate_for_data_parallel()
+    replica.enqueue(torch.rand(2, DIM))
+    assert queue.filled == 6
+
+
 def test_a_run_continues_from_its_state() -> None:
     torch.manual_seed(0)
     queue, file = MemoryQueue(SIZE, DIM), io.BytesIO()

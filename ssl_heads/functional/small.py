@@ -83,7 +83,7 @@ def _gradient(
     scale: float, gradient: Tensor, u: Tensor, norm: Tensor, e: Tensor, row: Tensor, margin: Tensor
 ) -> tuple[Tensor, Tensor]:
     n = u.shape[0] // 2
-    g = margin.sigmoid().mul_(gradient * (scale / (2 * n)))
+    g = margin.sigmoid().mul_(scale / (2 * n))
     a = g.view(-1) / row
     w = (a[:, None] + a).mul_(e)
     both = g.sum(0).neg_()
@@ -91,7 +91,8 @@ def _gradient(
     w.diagonal(-n).copy_(both)
     product = matmul_nt(w, u.mT)
     radial = torch.linalg.vecdot(product, u)
-    z_gradient = product.addcmul_(u, radial[:, None], value=-1).div_(norm)
+    # the upstream gradient comes last: it is a batch of them under is_grads_batched, which nothing in place can take
+    z_gradient = product.addcmul_(u, radial[:, None], value=-1).div_(norm) * gradient
     return z_gradient[:n], z_gradient[n:]
 
 

@@ -20,7 +20,7 @@ from ssl_heads.functional.contrastive import (
     row_dots,
     unit_rows,
 )
-from ssl_heads.similarity import Impl, check_impl, gram
+from ssl_heads.similarity import Impl, check_impl, gram, promote
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -155,7 +155,7 @@ def tri_factor_contrast(
     """
     shard, scale = _shard(gather, group, "tri_factor_contrast", z0, z1, importance, temperature, impl)
     u = unit_rows(torch.cat([z0, z1]), normalize=True, impl=impl)
-    return nt_xent_of_rows(u, scale, importance.to(u.dtype), None, torch.inf, shard, impl)
+    return nt_xent_of_rows(u, scale, promote(importance).to(u.dtype), None, torch.inf, shard, impl)
 
 
 def tri_factor_spectral(
@@ -187,7 +187,7 @@ def tri_factor_spectral(
     """
     shard, _ = _shard(gather, group, "tri_factor_spectral", z0, z1, importance)
     u = unit_rows(torch.cat([z0, z1]), normalize=True)
-    return _spectral_of_rows(u, importance.to(u.dtype), shard)
+    return _spectral_of_rows(u, promote(importance).to(u.dtype), shard)
 
 
 def tri_factor_two_towers(
@@ -226,7 +226,7 @@ def tri_factor_two_towers(
     """
     shard, scale = _shard(gather, group, "tri_factor_two_towers", z0, z1, importance, temperature, impl)
     u0, u1 = (unit_rows(z, normalize=True, impl=impl) for z in one_dtype(z0, z1))
-    query = u0 * importance.to(u0.dtype)
+    query = u0 * promote(importance).to(u0.dtype)
     positive = row_dots(query, u1) * scale
     row, column = log_sum_of_negatives(query, u1, scale, shard, columns=True, impl=impl)
     assert column is not None
@@ -263,7 +263,7 @@ def tri_factor_spectral_two_towers(
     shard, _ = _shard(gather, group, "tri_factor_spectral_two_towers", z0, z1, importance)
     u0, u1 = (unit_rows(z, normalize=True) for z in one_dtype(z0, z1))
     n = shard.total
-    query = u0 * importance.to(u0.dtype)
+    query = u0 * promote(importance).to(u0.dtype)
     positive = row_dots(query, u1)
     if shard.alone:
         all_pairs = gram.square_sum(query, u1)
