@@ -36,7 +36,9 @@ class ReturnsScale:
         scale = model.logit_scale.exp() if scale is None else scale  # type: ignore[operator]
         read = (reduce(getattr, name.split("."), model) for name in self.borrowed)
         found["logit_scale"] = scale + used_for_nothing(read)
-        found.setdefault("logit_bias", getattr(model, "logit_bias", None))
+        bias: Any = getattr(model, "logit_bias", None)
+        if bias is not None and found.get("logit_bias") is None:
+            found["logit_bias"] = bias.clone()  # FSDP2 frees the parameter's own memory after the forward pass
         return with_scale(kind)(**found) if hasattr(kind, "__dataclass_fields__") else kind(found)
 
 

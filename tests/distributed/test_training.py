@@ -74,13 +74,24 @@ def test_compiled(pool: Callable[[int], Pool], gather: str) -> None:
         assert_gradient_close(compiled_gradient, gradient, 1e-10)
 
 
-@pytest.mark.parametrize("wrap", ["ddp", "ddp, unused are looked for", "fsdp"])
-@pytest.mark.parametrize("adapter", ["hugging face", "open_clip"])
+@pytest.mark.parametrize(
+    ("adapter", "wrap"),
+    [
+        ("hugging face", "ddp"),
+        ("hugging face", "ddp, unused are looked for"),
+        ("hugging face", "fsdp"),
+        ("hugging face, siglip", "ddp, unused are looked for"),
+        ("hugging face, siglip", "fsdp"),
+        ("open_clip", "ddp"),
+        ("open_clip", "fsdp"),
+    ],
+)
 def test_what_the_loss_borrows_from_the_model(pool: Callable[[int], Pool], adapter: str, wrap: str) -> None:
     """An importance that the loss reads outside of the forward pass gets one process's gradient, in every step."""
-    if (adapter, wrap) == ("open_clip", "ddp, unused are looked for"):
-        pytest.skip("open_clip wraps its model without that setting")
     for alone, wrapped in pool(2).run(work.borrowing, adapter, wrap, (4, 4)):
-        assert alone.keys() == wrapped.keys()
+        assert alone.keys() <= wrapped.keys()
         for name, expected in alone.items():
-            assert_gradient_close(wrapped[name], expected, 1e-4)
+            if expected.any():
+                assert_gradient_close(wrapped[name], expected, 1e-4)
+            else:  # a bias that the loss does not read
+                assert not wrapped[name].any()

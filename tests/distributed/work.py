@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl_heads import FeatureImportance, NTXentLoss, TriFactorContrast
+from ssl_heads import FeatureImportance, NTXentLoss, SigLIPLoss, TriFactorContrast
 from ssl_heads.adapters import HuggingFaceCLIP, OpenCLIP
 from ssl_heads.distributed import Shard, all_gather_rows, all_reduce_sum, collectives
 from ssl_heads.functional import decorrelation, info_nce, nt_xent, sup_con
@@ -295,6 +295,10 @@ class WithImportance(nn.Module):
 
 
 class AsHuggingFace(WithImportance):
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_bias = nn.Parameter(torch.tensor([-3.0]))
+
     def forward(self, x0: Tensor, x1: Tensor) -> dict[str, Tensor]:
         out = super().forward(x0, x1)
         return {"image_embeds": out["image_features"], "text_embeds": out["text_features"]}
@@ -304,10 +308,11 @@ def borrowing(adapter: str, wrap: str, sizes: tuple[int, ...]) -> list[dict[str,
     """The gradients of two steps in one process on all rows, and on the own rows as the trainers wrap the model."""
     results = []
     for on in ("alone", wrap):
-        model: nn.Module = AsHuggingFace() if adapter == "hugging face" else WithImportance()
+        model: nn.Module = AsHuggingFace() if adapter != "open_clip" else WithImportance()
         gather = "none" if on == "alone" else "all"
-        inner = TriFactorContrast(importance=model.importance, two_towers=True, gather=gather)
-        loss = HuggingFaceCLIP(inner, model) if adapter == "hugging face" else OpenCLIP(inner)
+        inner: nn.Module = TriFactorContrast(importance=model.importance, two_towers=True, gather=gather)
+        inner = SigLIPLoss(gather=gather) if adapter == "hugging face, siglip" else inner
+        loss = HuggingFaceCLIP(inner, model) if adapter != "open_clip" else OpenCLIP(inner)
         named = dict(model.named_parameters())
         if on.startswith("ddp"):
             model = DistributedDataParallel(model, find_unused_parameters=on == "ddp, unused are looked for")
@@ -320,5 +325,6 @@ def borrowing(adapter: str, wrap: str, sizes: tuple[int, ...]) -> list[dict[str,
             out = model(x0, x1)
             (loss(**out) if adapter == "open_clip" else loss(out)).backward()
         grads = {name: p.grad for name, p in named.items()}
-        results.append({name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in grads.items()})
+        used = {name: g for name, g in grads.items() if g is not None}  # SigLIPLoss reads no importance
+        results.append({name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in used.items()})
     return results
