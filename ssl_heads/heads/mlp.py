@@ -27,9 +27,9 @@ def check_features(x: Tensor, width: int) -> None:
     if is_recorded(x):
         return
     given: object = x
-    if isinstance(given, dict):  # the features that sentence-transformers passes from module to module
+    if isinstance(given, Mapping):  # the features that sentence-transformers passes from module to module
         raise ValueError(
-            f"expected features (..., {width}); got a dict of {', '.join(map(str, given))}. In a SentenceTransformer "
+            f"expected features (..., {width}); got {type(given).__name__} of {', '.join(map(str, given))}. In a SentenceTransformer "
             "wrap the head: ssl_heads.adapters.SentenceTransformersHead(head)"
         )
     if x.dim() == 0 or x.shape[-1] != width:

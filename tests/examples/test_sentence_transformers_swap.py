@@ -145,8 +145,9 @@ def test_heads_that_would_not_come_back_are_refused(pretrained: SentenceTransfor
 
     with pytest.raises(ValueError, match="Forgetful does not keep its argument width"):
         SentenceTransformersHead(Forgetful(3))
-    with pytest.raises(ValueError, match=r"got a dict.*SentenceTransformersHead"):
-        NonNegProjection(384, 64, 32)({"sentence_embedding": torch.randn(4, 384)})
+    bare = SentenceTransformer(modules=[pretrained[0], pretrained[1], NonNegProjection(384, 64, 32)])
+    with pytest.raises(ValueError, match=r"sentence_embedding.*SentenceTransformersHead\(head\)"):
+        bare.encode(NAMES)
 
 
 def test_a_run_that_resumes_has_the_importance_it_had(model: SentenceTransformer, tmp_path: Path):
