@@ -29,8 +29,8 @@ def check_features(x: Tensor, width: int) -> None:
     given: object = x
     if isinstance(given, Mapping):  # the features that sentence-transformers passes from module to module
         raise ValueError(
-            f"expected features (..., {width}); got {type(given).__name__} of {', '.join(map(str, given))}. In a SentenceTransformer "
-            "wrap the head: ssl_heads.adapters.SentenceTransformersHead(head)"
+            f"expected features (..., {width}); got {type(given).__name__} of {', '.join(map(str, given))}. In a "
+            "SentenceTransformer wrap the head: ssl_heads.adapters.SentenceTransformersHead(head)"
         )
     if x.dim() == 0 or x.shape[-1] != width:
         raise ValueError(f"expected features (..., {width}); got shape {tuple(x.shape)}")
