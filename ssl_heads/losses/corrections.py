@@ -23,7 +23,7 @@ class ScalarCorrection(nn.Module):
 
     Example:
         >>> ScalarCorrection()(torch.randn(5, 3))
-        tensor([0., 0., 0., 0., 0.], grad_fn=<ExpandBackward0>)
+        tensor([0., 0., 0., 0., 0.], grad_fn=<RepeatBackward0>)
     """
 
     started: Tensor
@@ -53,7 +53,7 @@ class ScalarCorrection(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Embeddings of shape (n, d) to the number, n times."""
-        return promote(self.value).expand(len(z))
+        return promote(self.value).repeat(len(z))  # no view: the number is written in place
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

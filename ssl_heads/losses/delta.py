@@ -172,7 +172,7 @@ class DeltaContrast(GatheringLoss):
             left = left if self.alpha is self.alpha_tilde else torch.where(takes, 0.0, left)
             moved.append(values + shift)
             starts.append((offset, torch.where(accepted, offset.value.detach() + shift, torch.nan)))
-        for offset, start in starts:  # after the sums: the values may be views of the numbers
+        for offset, start in starts:  # after both sides: they may share a correction
             offset.start_at(start)
         return moved[0], moved[1]
 

@@ -121,7 +121,8 @@ def test_a_start_from_the_whole_batch_equals_one_process(
 ) -> None:
     expected = started(name, sizes, "none", first, alone=True)
     ranks = pool(len(sizes)).run(started, name, sizes, "all", first)
-    assert torch.stack([rank.pop("loss") for rank in ranks]).mean() == pytest.approx(expected.pop("loss"), rel=1e-10)
+    mean = torch.stack([rank.pop("loss") for rank in ranks]).mean()
+    assert mean.item() == pytest.approx(expected.pop("loss").item(), rel=1e-10)
     for rank in ranks:
         for key, x in expected.items():
             torch.testing.assert_close(rank[key], x, rtol=1e-12, atol=1e-12)
