@@ -214,7 +214,7 @@ def info_nce(
         return inverse(_check.positive("temperature", temperature)), integer_ids(query, ids, queue, queue_ids)
 
     form: dict[str, object] = {"call": "info_nce", "temperature": temperature, "normalize": normalize, "impl": impl}
-    form |= {"ids": ids, "queue_ids": queue_ids, "shape of queue": getattr(queue, "shape", queue)}
+    form.update({"ids": ids, "queue_ids": queue_ids, "shape of queue": getattr(queue, "shape", queue)})
     shard, (scale, given_ids) = Shard.of(gather, group, {"query": query, "key": key}, form, checked)
     ids, queue_ids = numbered_ids(*given_ids, shard)
     bound = cosine_bound(scale, normalize)

@@ -110,8 +110,8 @@ class DeltaContrast(GatheringLoss):
 
         starts = self._may_start()
         form = delta_form(self.kind, self.symmetric, self.ratio, self.clamp, self.dissimilarity)
-        form |= {"alpha": _described(self.alpha), "alpha_tilde": _described(self.alpha_tilde)}
-        form |= {"impl": self.impl, "start of the corrections from this batch": starts}
+        form.update({"alpha": _described(self.alpha), "alpha_tilde": _described(self.alpha_tilde)})
+        form.update({"impl": self.impl, "start of the corrections from this batch": starts})
         shard, (alpha, alpha_tilde) = Shard.of(self.gather, self.group, {"z": z, "w": w}, form, checked)
         if starts:
             alpha, alpha_tilde = self._start(z, w, alpha, alpha_tilde, shard)
