@@ -14,11 +14,12 @@ from ssl_heads.distributed import Gather
 from ssl_heads.functional.anchors import DISTANCES, Basis, Distance, class_anchors
 from ssl_heads.functional.groups import NONE
 from ssl_heads.losses.gathering import GatheringLoss
+from ssl_heads.recomputing import recomputing
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-STEPS_BEFORE_WARNING = 100
+BATCHES_BEFORE_WARNING = 100
 
 
 class OrthonormalAnchorRegression(GatheringLoss):
@@ -92,7 +93,7 @@ class OrthonormalAnchorRegression(GatheringLoss):
         self.register_buffer("anchors", torch.empty(num_classes, dim, device=device))
         self.reset_parameters()
         self._seen: set[int] = set()
-        self._labelled_calls = 0
+        self._labelled_batches = 0
         if num_classes == 1:
             _warn_of_one_class()
 
@@ -107,7 +108,7 @@ class OrthonormalAnchorRegression(GatheringLoss):
             gather=self.gather,
             group=self.group,
         )
-        if self.training and not torch.compiler.is_compiling() and labels.device.type == "cpu":
+        if self.training and not torch.compiler.is_compiling() and not recomputing() and labels.device.type == "cpu":
             self._warn_if_one_class(labels)
         return loss
 
@@ -129,13 +130,13 @@ class OrthonormalAnchorRegression(GatheringLoss):
 
     def _warn_if_one_class(self, labels: Tensor) -> None:
         """One class in one batch is chance; one class in many is a data set without another."""
-        if self._labelled_calls > STEPS_BEFORE_WARNING or len(self._seen) > 1 or len(self.anchors) == 1:
+        if self._labelled_batches > BATCHES_BEFORE_WARNING or len(self._seen) > 1 or len(self.anchors) == 1:
             return
         found = set(labels.tolist()) - {NONE, self.ignore_index}
         self._seen |= found
-        self._labelled_calls += bool(found)
-        if self._labelled_calls > STEPS_BEFORE_WARNING and len(self._seen) == 1:
-            _warn_of_one_class(f": only {self._seen.pop()} in {STEPS_BEFORE_WARNING} training steps")
+        self._labelled_batches += bool(found)
+        if self._labelled_batches > BATCHES_BEFORE_WARNING and len(self._seen) == 1:
+            _warn_of_one_class(f": only {self._seen.pop()} in {BATCHES_BEFORE_WARNING} batches with labels")
 
     def extra_repr(self) -> str:
         """The configuration."""
