@@ -22,7 +22,15 @@ from __future__ import annotations
 
 from ssl_heads.distributed.agreement import world_size
 from ssl_heads.distributed.collectives import all_gather_rows, all_reduce_sum
-from ssl_heads.distributed.reductions import class_sum, log_sum_exp, softplus_sum
+from ssl_heads.distributed.reductions import (
+    class_sum,
+    distance_from_identity,
+    log_sum_exp,
+    self_log_sum_exp,
+    softplus_sum,
+    square_sum,
+    weighted_square_sum,
+)
 from ssl_heads.distributed.shard import Gather, Pairs, Shard, check_gather
 
 __all__ = [
@@ -33,7 +41,11 @@ __all__ = [
     "all_reduce_sum",
     "check_gather",
     "class_sum",
+    "distance_from_identity",
     "log_sum_exp",
+    "self_log_sum_exp",
     "softplus_sum",
+    "square_sum",
+    "weighted_square_sum",
     "world_size",
 ]

@@ -1,4 +1,7 @@
-"""Reductions over the keys of all ranks, gathered or travelling."""
+"""Reductions over the keys of all ranks: of this process alone, gathered, or travelling.
+
+Losses call these; one process is one block of the matrix.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from ssl_heads import similarity
 from ssl_heads.distributed import ring
 from ssl_heads.distributed.collectives import global_log_sum_exp
 from ssl_heads.distributed.shard import Pairs, Shard
-from ssl_heads.similarity import Impl
+from ssl_heads.similarity import Exclusion, Impl, gram
 
 
 def log_sum_exp(
@@ -41,12 +44,16 @@ def log_sum_exp(
         One value an own row, and one an own key or None.
     """
     shard = pairs.shard
+    if shard.alone:
+        exclusion = _own_block(pairs, query, key)
+        return similarity.log_sum_exp(
+            query, key, scale, exclusion=exclusion, columns=columns, bound=bound, dtype=shard.dtype, impl=impl
+        )
     if shard.gather == "ring":
-        similarity.check_impl(impl)
         row, column = ring.log_sum_exp(query * scale, key, pairs, columns, bound, impl)
         return row, column if columns else None
     keys = shard.gathered(key)
-    exclusion = pairs.with_all(len(keys) // shard.total)
+    exclusion = pairs.exclusion_for_all(len(keys) // shard.total)
     views = [
         similarity.log_sum_exp(
             view, keys, scale, exclusion=exclusion, columns=columns, bound=bound, dtype=shard.dtype, impl=impl
@@ -61,14 +68,51 @@ def log_sum_exp(
     return row, rearrange(column, "(views n) -> views n", n=shard.total)[:, shard.own].flatten()
 
 
+def self_log_sum_exp(
+    x: Tensor,
+    scale: Tensor | float,
+    pairs: Pairs,
+    *,
+    weight: Tensor | None = None,
+    bound: float = math.inf,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Log-sum-exp over the negatives of the own rows of ``scale * x diag(weight) x^T``, x of all ranks.
+
+    The block of one process is symmetric, and half of it is computed.
+
+    Args:
+        x: The own rows, of shape (views n, d) stacked view by view.
+        scale: Multiplies the logits.
+        pairs: Which pairs count.
+        weight: One weight a dimension, of shape (d,), or None for ones.
+        bound: The largest ``|logit|`` where the caller knows it.
+        impl: See `ssl_heads.similarity.Impl`.
+
+    Returns:
+        One value an own row.
+    """
+    shard = pairs.shard
+    if shard.alone:
+        exclusion = _own_block(pairs, x, x)
+        return similarity.self_log_sum_exp(
+            x, scale, weight=weight, exclusion=exclusion, bound=bound, dtype=shard.dtype, impl=impl
+        )
+    return log_sum_exp(x if weight is None else x * weight, x, scale, pairs, bound=bound, impl=impl)[0]
+
+
+def _own_block(pairs: Pairs, query: Tensor, key: Tensor) -> Exclusion:
+    rows = pairs.shard.rows
+    return pairs.exclusion_for_block(pairs.shard.rank, query.shape[0] // rows, key.shape[0] // rows)
+
+
 def softplus_sum(query: Tensor, key: Tensor, scale: Tensor | float, bias: Tensor, pairs: Pairs, impl: Impl) -> Tensor:
     """``sum_ij softplus(scale * <q_i, k_j> + bias)`` over the negatives of the own rows among the keys of all ranks."""
     shard = pairs.shard
     if shard.gather == "ring":
-        similarity.check_impl(impl)
         return ring.softplus_sum(query * scale, key, bias, pairs, impl)
     keys = shard.gathered(key)
-    exclusion = pairs.with_all(1)
+    exclusion = _own_block(pairs, query, key) if shard.alone else pairs.exclusion_for_all(1)
     return similarity.softplus_sum(query, keys, scale, bias, exclusion=exclusion, dtype=shard.dtype, impl=impl)
 
 
@@ -79,10 +123,37 @@ def class_sum(keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
 
     Args:
         keys: The own keys, of shape (n, d).
-        labels: Integers of all N rows.
+        labels: Integers of all N rows, from 0 to N - 1 as `ssl_heads.functional.groups.group_index` numbers them.
         shard: Where the rows lie.
 
     Returns:
         Shape (n, d).
     """
+    if shard.alone:
+        return torch.zeros_like(keys).index_add(0, labels, keys)[labels]
     return ring.class_sum(keys, labels, shard)
+
+
+def square_sum(query: Tensor, key: Tensor, shard: Shard) -> Tensor:
+    """``sum_ij <q_i, k_j>^2`` over the rows of all ranks."""
+    if shard.alone:
+        return gram.square_sum(query, key)
+    of_query, of_key = shard.all_reduce(torch.stack([gram.moment(query), gram.moment(key)]))
+    total: Tensor = (of_query * of_key).sum()
+    return total
+
+
+def weighted_square_sum(x: Tensor, weight: Tensor, shard: Shard) -> Tensor:
+    """``sum_ij (x_i^T diag(w) x_j)^2`` over the rows of all ranks."""
+    if shard.alone:
+        return gram.weighted_square_sum(x, weight)
+    moment: Tensor = shard.all_reduce(gram.moment(x))
+    return (weight[:, None] * moment.square() * weight).sum()
+
+
+def distance_from_identity(x: Tensor, shard: Shard) -> Tensor:
+    """``||x^T x / N - I||_F^2`` over the N rows of all ranks."""
+    if shard.alone:
+        return gram.distance_from_identity(x)
+    difference: Tensor = shard.all_reduce(gram.moment(x)) / shard.total - torch.eye(x.shape[1]).to(x)
+    return difference.square().sum()

@@ -142,7 +142,7 @@ class _LogSumExp(torch.autograd.Function):
         query, key = as_they_travel(impl, shard, query, key)
         column = Homeward(shard, logaddexp_)
         for source, (block,) in travelling(shard, key):
-            exclusion = pairs.with_block(source, *views)
+            exclusion = pairs.exclusion_for_block(source, *views)
             with without_autocast(query):
                 forward = backend(impl).pair_forward
                 by_row, by_column, _ = forward(query, block, 1.0, exclusion, columns, False, bound)
@@ -166,7 +166,7 @@ class _LogSumExp(torch.autograd.Function):
         blocks = travelling(shard, key, own_column, own_column_gradient) if len(own_column) else travelling(shard, key)
         for source, (block, *of_columns) in blocks:
             column, column_gradient = of_columns or (own_column, own_column_gradient)
-            exclusion = pairs.with_block(source, *ctx.views)
+            exclusion = pairs.exclusion_for_block(source, *ctx.views)
             sums = (row, column, nothing, row_gradient, column_gradient)
             with without_autocast(query):
                 backward = backend(ctx.impl).pair_backward
@@ -186,7 +186,7 @@ class _SoftplusSum(torch.autograd.Function):
         ctx.pairs, ctx.impl = pairs, impl
         total = bias.new_zeros(())
         for source, (block,) in travelling(pairs.shard, key):
-            exclusion = pairs.with_block(source, 1, 1)
+            exclusion = pairs.exclusion_for_block(source, 1, 1)
             with without_autocast(query):
                 total += backend(impl).softplus_sum(query, block, 1.0, bias, exclusion, gradient=False)[0]
         return total
@@ -199,7 +199,7 @@ class _SoftplusSum(torch.autograd.Function):
         query_gradient, bias_gradient = torch.zeros_like(query, dtype=bias.dtype), torch.zeros_like(bias)
         key_gradient = Homeward(ctx.pairs.shard)
         for source, (block,) in travelling(ctx.pairs.shard, key):
-            exclusion = ctx.pairs.with_block(source, 1, 1)
+            exclusion = ctx.pairs.exclusion_for_block(source, 1, 1)
             with without_autocast(query):
                 found = backend(ctx.impl).softplus_sum(query, block, 1.0, bias, exclusion, gradient=True)
             _, by_query, by_key, _, by_bias = found

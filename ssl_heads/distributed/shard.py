@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import torch
 import torch.distributed as dist
@@ -116,11 +116,11 @@ class Shard:
         """Where the rows of this rank lie in what is gathered."""
         return self.span(self.rank)
 
-    def sum(self, x: Tensor) -> Tensor:
+    def ddp_sum(self, x: Tensor) -> Tensor:
         """This rank's part of a sum over the batch: the *mean* of the parts over ranks is the sum."""
         return x.sum() * self.world
 
-    def mean(self, x: Tensor) -> Tensor:
+    def ddp_mean(self, x: Tensor) -> Tensor:
         """This rank's part of a mean over the batch, of one value a row or a few: their mean over ranks is the mean."""
         return x.mean() * (self.world * self.rows / self.total)
 
@@ -139,12 +139,13 @@ class Shard:
         sizes = [max(0, min(count - self.span(rank).start, size)) for rank, size in enumerate(self.sizes)]
         return gather_sized(x[: sizes[self.rank]], sizes, self.group)
 
-    def global_sum(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         """The elementwise sum over ranks, for the moments of a batch; differentiable."""
         return x if self.alone else sum_over_ranks(x, self.group)
 
 
-class Pairs(NamedTuple):
+@dataclass(frozen=True)
+class Pairs:
     """Which pairs count, where rows and columns are views of samples that are spread over ranks.
 
     Views of one sample are never negatives of each other. Beyond that, samples with equal ids leave each other out.
@@ -160,7 +161,7 @@ class Pairs(NamedTuple):
     ids: Tensor | None = None
     keep_equal: bool = False
 
-    def with_block(self, rank: int, query_views: int, key_views: int) -> Exclusion:
+    def exclusion_for_block(self, rank: int, query_views: int, key_views: int) -> Exclusion:
         """The own rows against those of one rank, both stacked view by view."""
         exclusion = Exclusion.modulo(self.shard.rows) if rank == self.shard.rank else Exclusion.nothing()
         if self.ids is None:
@@ -169,7 +170,7 @@ class Pairs(NamedTuple):
         key_ids = repeat(self.ids[self.shard.span(rank)], "n -> (views n)", views=key_views)
         return exclusion.with_ids(query_ids, key_ids, self.keep_equal)
 
-    def with_all(self, key_views: int) -> Exclusion:
+    def exclusion_for_all(self, key_views: int) -> Exclusion:
         """One view of the own rows against the rows of all ranks, stacked view by view."""
         exclusion = Exclusion(offset=self.shard.own.start, period=self.shard.total)
         if self.ids is None:

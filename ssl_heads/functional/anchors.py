@@ -90,8 +90,8 @@ def anchor_regression(
         each = torch.where(u.detach().any(dim=1), difference.square().sum(1) / 2, 1.0)
     else:
         each = torch.linalg.vector_norm(difference, ord=2 if distance == "euclidean" else 1, dim=1)
-    count = shard.global_sum(labelled.sum())
-    return shard.sum(counted(each, labelled)) / count.clamp_min(1)
+    count = shard.all_reduce(labelled.sum())
+    return shard.ddp_sum(counted(each, labelled)) / count.clamp_min(1)
 
 
 def class_anchors(num_classes: int, dim: int, basis: Basis = "qr", generator: torch.Generator | None = None) -> Tensor:

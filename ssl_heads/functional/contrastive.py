@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
 from ssl_heads import _check, distributed, similarity
@@ -145,17 +145,8 @@ def nt_xent_of_rows(
     """
     query = u if importance is None else u * importance
     positive = row_dots(query[: shard.rows], u[shard.rows :]) * scale
-    if shard.alone:
-        exclusion = Exclusion.modulo(shard.rows)
-        if ids is not None:
-            both = repeat(ids, "n -> (views n)", views=2)
-            exclusion = exclusion.with_ids(both, both)
-        log_sum = similarity.self_log_sum_exp(
-            u, scale, weight=importance, exclusion=exclusion, bound=bound, dtype=shard.dtype, impl=impl
-        )
-    else:
-        log_sum, _ = distributed.log_sum_exp(query, u, scale, Pairs(shard, ids), bound=bound, impl=impl)
-    return shard.mean(against_negatives(rearrange(log_sum, "(views n) -> views n", views=2), positive))
+    log_sum = distributed.self_log_sum_exp(u, scale, Pairs(shard, ids), weight=importance, bound=bound, impl=impl)
+    return shard.ddp_mean(against_negatives(rearrange(log_sum, "(views n) -> views n", views=2), positive))
 
 
 def info_nce(
@@ -229,8 +220,8 @@ def info_nce(
         if queue_ids is not None or not normalize:  # an entry that no row counts still has a part in the gradient
             log_sum = log_sum + 0 * others.sum()
     else:
-        log_sum, _ = log_sum_of_negatives(q, k, scale, shard, columns=False, ids=ids, bound=bound, impl=impl)
-    return shard.mean(against_negatives(log_sum, row_dots(q, k) * scale))
+        log_sum, _ = distributed.log_sum_exp(q, k, scale, Pairs(shard, ids), bound=bound, impl=impl)
+    return shard.ddp_mean(against_negatives(log_sum, row_dots(q, k) * scale))
 
 
 def integer_ids(
@@ -255,28 +246,6 @@ def numbered_ids(ids: Tensor | None, queue_ids: Tensor | None, shard: Shard) -> 
         return group_index(shard.gathered(ids)), None
     together = group_index(torch.cat([ids, queue_ids]))
     return together[: len(ids)], together[len(ids) :]
-
-
-def log_sum_of_negatives(
-    query: Tensor,
-    key: Tensor,
-    scale: float | Tensor,
-    shard: Shard,
-    *,
-    columns: bool,
-    ids: Tensor | None = None,
-    bound: float = math.inf,
-    impl: Impl = "auto",
-) -> tuple[Tensor, Tensor | None]:
-    """Log-sum-exp of the own rows over all keys but their own, and on request of the own keys over all other rows."""
-    if shard.alone:
-        exclusion = Exclusion.diagonal(len(query), len(key))
-        if ids is not None:
-            exclusion = exclusion.with_ids(ids, ids)
-        return similarity.log_sum_exp(
-            query, key, scale, exclusion=exclusion, columns=columns, bound=bound, dtype=shard.dtype, impl=impl
-        )
-    return distributed.log_sum_exp(query, key, scale, Pairs(shard, ids), columns=columns, bound=bound, impl=impl)
 
 
 def clip_loss(
@@ -328,9 +297,9 @@ def clip_loss(
     shard, (scale, bias) = Shard.of(gather, group, views, form, checked)
     image, text = one_dtype(image_features, text_features)
     positive = row_dots(image, text) * scale
-    row, column = log_sum_of_negatives(image, text, scale, shard, columns=True, impl=impl)
+    row, column = distributed.log_sum_exp(image, text, scale, Pairs(shard), columns=True, impl=impl)
     assert column is not None
-    loss = shard.mean(against_negatives(row, positive) + against_negatives(column, positive)) / 2
+    loss = shard.ddp_mean(against_negatives(row, positive) + against_negatives(column, positive)) / 2
     if logit_bias is None:
         return loss
     # DistributedDataParallel waits for a gradient of every parameter it has seen in the forward pass; NaN stays NaN.
@@ -387,9 +356,5 @@ def siglip_loss(
     image, text = one_dtype(image_features, text_features)
     bias = torch.as_tensor(offset, dtype=image.dtype, device=image.device).reshape(())
     positive = row_dots(image, text) * scale + bias
-    if shard.alone:
-        exclusion = Exclusion.diagonal(len(image), len(text))
-        negative = similarity.softplus_sum(image, text, scale, bias, exclusion=exclusion, dtype=shard.dtype, impl=impl)
-    else:
-        negative = distributed.softplus_sum(image, text, scale, bias, Pairs(shard), impl)
-    return shard.sum(negative + against_negatives(torch.zeros_like(positive), positive).sum()) / shard.total
+    negative = distributed.softplus_sum(image, text, scale, bias, Pairs(shard), impl)
+    return shard.ddp_sum(negative + against_negatives(torch.zeros_like(positive), positive).sum()) / shard.total

@@ -231,21 +231,21 @@ def terms_of_pairs(
             seen_by_columns = Transposed(dissimilarity)
             columnwise = Negatives(w, shard.gathered(z), columns, shard.gathered(rows), seen_by_columns, shard, impl)
             by_row, by_column = (against_negatives(side.log_sum_exp(), positive) for side in (negatives, columnwise))
-            return _without_clamp(shard.mean((by_row + by_column) / 2))
+            return _without_clamp(shard.ddp_mean((by_row + by_column) / 2))
         if kind == "infonce":
-            return _without_clamp(shard.mean(against_negatives(negatives.log_sum_exp(), positive)))
+            return _without_clamp(shard.ddp_mean(against_negatives(negatives.log_sum_exp(), positive)))
         if kind == "nce":
             attraction = against_negatives(torch.zeros_like(positive), positive)
-            return _without_clamp(shard.mean(attraction + negatives.mean_softplus()))
+            return _without_clamp(shard.ddp_mean(attraction + negatives.mean_softplus()))
         if kind == "scl" and ratio == "linear":
-            return _without_clamp(shard.mean(negatives.mean_square() - 2 * positive))
+            return _without_clamp(shard.ddp_mean(negatives.mean_square() - 2 * positive))
         if kind == "nwj":
             repulsion, clamped = negatives.mean(lambda score: bounded_exp(score, clamp), clamp)
-            return DeltaTerms(shard.mean(repulsion - positive - 1), clamped)
+            return DeltaTerms(shard.ddp_mean(repulsion - positive - 1), clamped)
         repulsion, clamped = negatives.mean(lambda score: bounded_exp(score, clamp).square(), clamp)
         own = (positive.detach() > clamp).to(z.dtype).mean()
         share = (own + clamped * (shard.total - 1)) / shard.total
-        return DeltaTerms(shard.mean(repulsion - 2 * bounded_exp(positive, clamp)), share)
+        return DeltaTerms(shard.ddp_mean(repulsion - 2 * bounded_exp(positive, clamp)), share)
 
 
 LARGEST_CLAMP = 40.0

@@ -9,18 +9,17 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from ssl_heads import _check
-from ssl_heads.distributed import Gather, Shard
+from ssl_heads import _check, distributed
+from ssl_heads.distributed import Gather, Pairs, Shard
 from ssl_heads.functional.contrastive import (
     against_negatives,
     inverse,
-    log_sum_of_negatives,
     nt_xent_of_rows,
     one_dtype,
     row_dots,
     unit_rows,
 )
-from ssl_heads.similarity import Impl, check_impl, gram, promote
+from ssl_heads.similarity import Impl, check_impl, promote
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -68,12 +67,8 @@ def _spectral_of_rows(u: Tensor, importance: Tensor, shard: Shard) -> Tensor:
     scaled = u * importance
     positive = row_dots(scaled[: shard.rows], u[shard.rows :])
     of_one_sample = row_dots(scaled, u).square().sum() + 2 * positive.square().sum()
-    if shard.alone:
-        all_pairs = gram.weighted_square_sum(u, importance)
-    else:
-        moment = shard.global_sum(gram.moment(u))
-        all_pairs = (importance[:, None] * moment.square() * importance).sum()
-    return -2 * shard.mean(positive) + (all_pairs - shard.sum(of_one_sample)) / max(2 * n * (2 * n - 2), 1)
+    all_pairs = distributed.weighted_square_sum(u, importance, shard)
+    return -2 * shard.ddp_mean(positive) + (all_pairs - shard.ddp_sum(of_one_sample)) / max(2 * n * (2 * n - 2), 1)
 
 
 def decorrelation(
@@ -110,9 +105,7 @@ def decorrelation(
     d = z.shape[1]
     v = unit_rows(z, normalize)
     v = v * d**0.5 if normalize else v
-    if shard.alone:
-        return gram.distance_from_identity(v) / d
-    return (shard.global_sum(gram.moment(v)) / shard.total - torch.eye(d).to(v)).square().sum() / d
+    return distributed.distance_from_identity(v, shard) / d
 
 
 def tri_factor_contrast(
@@ -228,9 +221,9 @@ def tri_factor_two_towers(
     u0, u1 = (unit_rows(z, normalize=True, impl=impl) for z in one_dtype(z0, z1))
     query = u0 * promote(importance).to(u0.dtype)
     positive = row_dots(query, u1) * scale
-    row, column = log_sum_of_negatives(query, u1, scale, shard, columns=True, impl=impl)
+    row, column = distributed.log_sum_exp(query, u1, scale, Pairs(shard), columns=True, impl=impl)
     assert column is not None
-    return shard.mean(against_negatives(torch.cat([row, column]), repeat(positive, "n -> (sides n)", sides=2)))
+    return shard.ddp_mean(against_negatives(torch.cat([row, column]), repeat(positive, "n -> (sides n)", sides=2)))
 
 
 def tri_factor_spectral_two_towers(
@@ -265,12 +258,8 @@ def tri_factor_spectral_two_towers(
     n = shard.total
     query = u0 * promote(importance).to(u0.dtype)
     positive = row_dots(query, u1)
-    if shard.alone:
-        all_pairs = gram.square_sum(query, u1)
-    else:
-        of_query, of_key = shard.global_sum(torch.stack([gram.moment(query), gram.moment(u1)]))
-        all_pairs = (of_query * of_key).sum()
-    return -2 * shard.mean(positive) + (all_pairs - shard.sum(positive.square())) / max(n * (n - 1), 1)
+    all_pairs = distributed.square_sum(query, u1, shard)
+    return -2 * shard.ddp_mean(positive) + (all_pairs - shard.ddp_sum(positive.square())) / max(n * (n - 1), 1)
 
 
 def _shard(

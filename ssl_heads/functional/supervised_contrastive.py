@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from ssl_heads import _check, distributed, similarity
+from ssl_heads import _check, distributed
 from ssl_heads.distributed import Gather, Pairs, Shard
 from ssl_heads.functional.contrastive import against_negatives, cosine_bound, inverse, row_dots, unit_rows
 from ssl_heads.functional.groups import counted, group_index, group_sizes
-from ssl_heads.similarity import Exclusion, Impl, check_impl
+from ssl_heads.similarity import Impl, check_impl
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -77,7 +77,7 @@ def sup_con(
     others = group_sizes(classes) - 1
     own_loss = _positives_outside if multi_positive == "out" else _positives_inside
     loss = own_loss(u, classes, others[shard.own], scale, shard, impl)
-    return shard.sum(counted(loss, others[shard.own] > 0)) / (others > 0).sum().clamp_min(1)
+    return shard.ddp_sum(counted(loss, others[shard.own] > 0)) / (others > 0).sum().clamp_min(1)
 
 
 def _positives_outside(
@@ -85,13 +85,8 @@ def _positives_outside(
 ) -> Tensor:
     """The mean positive logit is a row dot with the class's sum, so only the denominator needs the matrix."""
     bound = cosine_bound(scale, normalize=True)
-    if shard.alone:
-        class_sum = torch.zeros_like(u).index_add(0, classes, u)[classes]
-        exclusion = Exclusion.modulo(len(u))
-        log_sum = similarity.self_log_sum_exp(u, scale, exclusion=exclusion, bound=bound, dtype=shard.dtype, impl=impl)
-    else:
-        class_sum = distributed.class_sum(u, classes, shard)
-        log_sum, _ = distributed.log_sum_exp(u, u, scale, Pairs(shard), bound=bound, impl=impl)
+    class_sum = distributed.class_sum(u, classes, shard)
+    log_sum = distributed.self_log_sum_exp(u, scale, Pairs(shard), bound=bound, impl=impl)
     return log_sum - row_dots(u, class_sum - u) / others.clamp_min(1) * scale
 
 
@@ -99,17 +94,9 @@ def _positives_inside(
     u: Tensor, classes: Tensor, others: Tensor, scale: float | Tensor, shard: Shard, impl: Impl
 ) -> Tensor:
     bound = cosine_bound(scale, normalize=True)
-    if shard.alone:
-        different = Exclusion.equal_ids(classes)
-        same = Exclusion.modulo(len(u)).with_ids(classes, classes, keep_equal=True)
-        negative, positive = (
-            similarity.self_log_sum_exp(u, scale, exclusion=kept, bound=bound, dtype=shard.dtype, impl=impl)
-            for kept in (different, same)
-        )
-    else:
-        of_all = Pairs(shard, classes)
-        negative, _ = distributed.log_sum_exp(u, u, scale, of_all, bound=bound, impl=impl)
-        of_all = Pairs(shard, classes, keep_equal=True)
-        positive, _ = distributed.log_sum_exp(u, u, scale, of_all, bound=bound, impl=impl)
+    different, same = Pairs(shard, classes), Pairs(shard, classes, keep_equal=True)
+    negative, positive = (
+        distributed.self_log_sum_exp(u, scale, pairs, bound=bound, impl=impl) for pairs in (different, same)
+    )
     # a row without a positive takes itself for one: it does not count, unless it is NaN
     return against_negatives(negative, torch.where(others > 0, positive, row_dots(u, u)))

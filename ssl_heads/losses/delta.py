@@ -150,7 +150,7 @@ class DeltaContrast(GatheringLoss):
             first = shard.first(torch.cat([z, w, torch.stack(corrections, dim=1)], dim=1), ROWS_TO_START_FROM)
             z, w, rows, columns = torch.split(first, [z.shape[1], w.shape[1], 1, 1], dim=1)
             d: Tensor = self.dissimilarity.pairwise(z, w) + rows + columns.mT  # type: ignore[operator]
-            refused = shard.global_sum(torch.where(finite, 0.0, torch.nan)).to(d.dtype)
+            refused = shard.all_reduce(torch.where(finite, 0.0, torch.nan)).to(d.dtype)
         return (refused - d.median()).reshape(1)
 
     def _start(

@@ -241,7 +241,7 @@ def test_modes_and_a_default_device_change_nothing(name: str) -> None:
     assert list(numbers(found)) == expected
 
 
-ROW_NORMALISED = ["alive_dimensions", "expected_activation", "sparsity", *(set(OF_LABELS) - {"modal_class"})]
+ROW_NORMALISED = ["alive_dimensions", "expected_activation", "sparsity", *sorted(set(OF_LABELS) - {"modal_class"})]
 
 
 @pytest.mark.parametrize("scale", [1e-37, 1e-8, 1e30])

@@ -77,12 +77,12 @@ def test_half_precision_rows_travel_and_fp32_sums_come_home(pool: Callable[[int]
 
 def wrong_exclusion(name: str, sizes: tuple[int, ...]) -> list[object]:
     """The same steps with a ring that takes a row for a negative of itself."""
-    original = Pairs.with_block
-    Pairs.with_block = lambda self, rank, *views: distributed.shard.Exclusion.nothing()  # type: ignore[method-assign]
+    original = Pairs.exclusion_for_block
+    Pairs.exclusion_for_block = lambda self, rank, *views: distributed.shard.Exclusion.nothing()  # type: ignore[method-assign]
     try:
         return list(steps(name, sizes, "ring", SETTINGS[:1]))
     finally:
-        Pairs.with_block = original  # type: ignore[method-assign]
+        Pairs.exclusion_for_block = original  # type: ignore[method-assign]
 
 
 def test_a_wrong_block_is_noticed(pool: Callable[[int], Pool]) -> None:
