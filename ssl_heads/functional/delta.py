@@ -365,7 +365,14 @@ class Negatives:
         if self.impl not in ("auto", "dense", "tiled"):
             raise ValueError(f"impl={self.impl!r} has no such form of this kind and dissimilarity; use 'tiled'")
 
+        versions = self._versions()
+
         def reduced(i: Tensor, *inputs: Tensor) -> Tensor:
+            if versions != self._versions():
+                raise RuntimeError(
+                    "embeddings of a delta loss were modified by an inplace operation before its backward pass, which "
+                    "reads them again: pass a clone"
+                )
             with without_autocast(i):
                 scores = self._scores(*inputs)
                 own = i[:, None] == torch.arange(scores.shape[1], device=scores.device)
@@ -377,6 +384,12 @@ class Negatives:
         if len(blocks) == 1:
             return [reduced(*blocks[0])]
         return [checkpoint(reduced, *block, use_reentrant=False, preserve_rng_state=False) for block in blocks]
+
+    def _versions(self) -> list[int]:
+        """How often each input was written to: a block that is computed again must find what it found before."""
+        if torch.compiler.is_compiling() or is_transformed():
+            return []
+        return [x._version for x in (self.z, self.w, self.rows, self.columns) if not x.is_inference()]
 
     def _rows_at_once(self) -> int:
         rows, d = self.z.shape

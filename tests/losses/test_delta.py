@@ -258,6 +258,21 @@ def test_the_exponential_is_bounded_and_says_how_often() -> None:
     assert huge.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_input_that_is_overwritten_before_the_backward_is_refused(
+    which: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block reads the embeddings again: as a queue that is written in place between a loss and its backward."""
+    blocks_of(monkeypatch, 50)
+    inputs = [torch.randn(9, 3), torch.randn(9, 3)]
+    leaf = inputs[1 - which].requires_grad_()
+    value = DeltaContrast("nce", LpNorm(1))(*inputs)
+    inputs[which].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+    assert leaf.grad is None
+
+
 @pytest.mark.parametrize("name", ["squared", "l1"])
 @pytest.mark.parametrize("kind", ["infonce", "nwj"])
 def test_blocks_store_their_reduction_only(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
