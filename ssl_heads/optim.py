@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ssl_heads import _check
 from ssl_heads.heads.gate import BayesianGate
@@ -71,12 +72,16 @@ def param_groups(
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for p in everything.parameters():
         if p.requires_grad:
-            _refuse_flattened(p)
+            _refuse_unknown_shape(p)
             groups.setdefault((rates.get(p, lr), weight_decay if p.ndim > 1 else 0.0), []).append(p)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
 
 
-def _refuse_flattened(p: nn.Parameter) -> None:
+def _refuse_unknown_shape(p: nn.Parameter) -> None:
+    if is_lazy(p):
+        raise ValueError("a lazy module has no shapes yet, and what decays is unknown: run a batch through it first")
+    if hasattr(p, "ds_shape"):
+        raise ValueError("ZeRO-3 has emptied a parameter: call param_groups before deepspeed.initialize")
     if getattr(p, "_fsdp_flattened", False):
         raise ValueError(
             f"FSDP1 has flattened a parameter, now of shape {tuple(p.shape)}: which were matrices, and decay, is no "

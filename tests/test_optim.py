@@ -102,3 +102,12 @@ def test_bad_rates_are_refused(name: str) -> None:
     rates = {"lr": 0.1, "weight_decay": 0.0, "gate_lr": 0.1, name: -1.0}
     with pytest.raises(ValueError, match=f"{name} must be at least 0, got -1.0"):
         param_groups(nn.Linear(2, 2), **rates)
+
+
+def test_parameters_without_a_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match="run a batch through it first"):
+        param_groups(torch.nn.LazyLinear(4), lr=0.1, weight_decay=0.1)
+    emptied = torch.nn.Linear(3, 2)
+    emptied.weight.ds_shape = emptied.weight.shape
+    with pytest.raises(ValueError, match=r"before deepspeed\.initialize"):
+        param_groups(emptied, lr=0.1, weight_decay=0.1)

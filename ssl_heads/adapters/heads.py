@@ -40,6 +40,7 @@ class GatedHead(nn.Module):
         super().__init__()
         self.head, self.gate = head, gate
         self._kl: list[Tensor] = []
+        self._kl_of_training = True
 
     def forward(self, features: Tensor) -> Tensor:
         """Features of shape (..., h) to gated embeddings of shape (..., d)."""
@@ -47,9 +48,10 @@ class GatedHead(nn.Module):
         embeddings: Tensor = out.embeddings
         if recomputing() or is_recorded(features):
             return embeddings
-        # drop terms without a graph (evaluation), so that they are not averaged into the next training step
+        # evaluation and terms without a graph are dropped: they are not averaged into the next training step
         going_on = out.kl.requires_grad and all(kl.requires_grad for kl in self._kl)
-        self._kl = [*self._kl, out.kl] if going_on else [out.kl]
+        going_on = going_on and self._kl_of_training == self.training
+        self._kl, self._kl_of_training = [*self._kl, out.kl] if going_on else [out.kl], self.training
         if len(self._kl) > self.MOST_CALLS:
             raise ValueError(
                 f"{self.MOST_CALLS} calls of GatedHead, and nobody took the divergence: add weight * head.take_kl() to "
@@ -94,7 +96,8 @@ class Floor(nn.Module):
         \end{cases}
 
     A row keeps its direction, so that the model's embeddings have the sparsity and the active dimensions of the head's.
-    A row of zeros has none: it becomes epsilon in its last dimension, which leaves the other dimensions silent.
+    A row of zeros has none: it becomes epsilon in its last dimension, which leaves the other dimensions silent. Metrics
+    then count such a row in the last dimension: sparsity falls by the share of zero rows over d.
     The gradient passes as if a constant had been added: through the division it grows by at most 1 / epsilon.
 
     In float16 the length is 1/8 or more: squares of the entries of a shorter row vanish.
@@ -132,7 +135,9 @@ def _missing_length(row: Tensor, epsilon: float) -> Tensor:
     """What lengthens a row to epsilon; zero for a row that is longer."""
     dim = row.shape[-1]
     least = max(epsilon, 1 / 8) if row.dtype == torch.float16 else epsilon
-    length = torch.linalg.vector_norm(row, dim=-1, keepdim=True)
+    largest = row.abs().amax(dim=-1, keepdim=True)
+    scaled = row / torch.where(largest == 0, 1.0, largest)  # squares of tiny entries vanish
+    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
     last = (torch.arange(dim, device=row.device) == dim - 1).to(row.dtype)
-    direction = torch.where(length > 0, row / length, last)
+    length, direction = largest * norm, torch.where(largest == 0, last, scaled / norm)
     return torch.where(length < least, least * direction - row, 0.0)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ssl_heads import _check
 from ssl_heads.distributed.agreement import agreed, needs_gradient, world_size
 from ssl_heads.distributed.outside import outside_graph
 
@@ -41,8 +42,7 @@ def all_gather_rows(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """
     if world_size(group) == 1:
         return x
-    facts = {"call": "all_gather_rows", **tensor_facts(x, x.shape[1:])}
-    sizes, _ = agreed(x, facts, lambda: _check_rows(x), group)
+    sizes, _ = agreed(x, tensor_facts("all_gather_rows", x, first=1), lambda: _check_rows(x), group)
     return gather_sized(x, sizes, group)
 
 
@@ -67,14 +67,17 @@ def all_reduce_sum(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """
     if world_size(group) == 1:
         return x
-    agreed(x, {"call": "all_reduce_sum", **tensor_facts(x, x.shape)}, lambda: None, group)
+    agreed(x, tensor_facts("all_reduce_sum", x, first=0), lambda: _check.tensor("x", x), group)
     return sum_over_ranks(x, group)
 
 
-def tensor_facts(x: Tensor, shape: Sequence[int]) -> dict[str, object]:
-    """What must be equal on all ranks of a tensor that is sent."""
+def tensor_facts(call: str, x: object, first: int) -> dict[str, object]:
+    """What must be equal on all ranks of a tensor that is sent: its shape from the first axis that is."""
+    if not isinstance(x, Tensor):
+        return {"call": call}
     return {
-        "trailing shape" if len(shape) < x.ndim else "shape": tuple(shape),
+        "call": call,
+        "trailing shape" if first else "shape": tuple(x.shape[first:]),
         "dtype": x.dtype,
         "device": x.device.type,
         "need of a gradient": needs_gradient(x),
@@ -82,6 +85,7 @@ def tensor_facts(x: Tensor, shape: Sequence[int]) -> dict[str, object]:
 
 
 def _check_rows(x: Tensor) -> None:
+    _check.tensor("x", x)
     if x.ndim == 0:
         raise ValueError("x must have rows, shape (n, ...); got shape ()")
 

@@ -100,7 +100,14 @@ def decorrelation(
         >>> decorrelation(torch.eye(4)).item()
         0.0
     """
-    form = {"call": "decorrelation", "normalize": normalize}
+    return weighed_decorrelation(z, normalize, gather, group, weight=1.0)
+
+
+def weighed_decorrelation(
+    z: Tensor, normalize: bool, gather: Gather, group: ProcessGroup | None, weight: float | Tensor
+) -> Tensor:
+    """`decorrelation`, without its weight in a loss, about which the ranks agree."""
+    form = {"call": "decorrelation", "normalize": normalize, "weight of the decorrelation": weight}
     shard, _ = Shard.of(gather, group, {"z": z}, form, functools.partial(_check.rows, "z", z))
     d = z.shape[1]
     v = unit_rows(z, normalize)

@@ -54,8 +54,15 @@ class FeatureImportance(nn.Module):
 
     @torch.no_grad()
     def order(self) -> Tensor:
-        """Return the dimensions by descending importance, shape ``(dim,)``; equal ones keep their order."""
-        return torch.argsort(whole(self.theta), descending=True, stable=True)
+        """Return the dimensions by descending importance, shape ``(dim,)``; equal ones keep their order.
+
+        Raises:
+            ValueError: If an importance is NaN.
+        """
+        theta = whole(self.theta)
+        if not theta.is_meta and bool(theta.isnan().any()):
+            raise ValueError("the importance holds NaN, which has no place in an order: the training has diverged")
+        return torch.argsort(theta, descending=True, stable=True)
 
     def extra_repr(self) -> str:
         """Name the width."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssl_heads import _check, functional
 from ssl_heads.distributed import Gather
+from ssl_heads.functional.spectral import weighed_decorrelation
 from ssl_heads.heads.importance import FeatureImportance
 from ssl_heads.losses.gathering import GatheringLoss
 from ssl_heads.losses.steps import optimizer_steps
@@ -113,7 +114,7 @@ class TriFactorContrast(GatheringLoss):
             raise ValueError(f'kind="spectral" has no temperature, got {temperature}')
         contrast = self._contrast(z0, z1, self.importance(), self.temperature if temperature is None else temperature)
         views = (z0, z1) if self.two_towers else (torch.cat([z0, z1]),)
-        each = [functional.decorrelation(z, gather=self.gather, group=self.group) for z in views]
+        each = [weighed_decorrelation(z, True, self.gather, self.group, self.decorrelation_weight) for z in views]
         return TriFactorTerms(contrast, torch.stack(each).sum())
 
     def _contrast(self, z0: Tensor, z1: Tensor, s: Tensor, temperature: float | Tensor) -> Tensor:

@@ -51,6 +51,8 @@ def _converted(x: Any) -> Tensor:
         return dense.long() if dense.dtype in UNSIGNED else dense
     if isinstance(x, list | tuple) and len(x) > 0 and hasattr(x[0], "__array__"):
         return torch.stack([_converted(row).cpu() for row in x])
+    if hasattr(x, "mask"):
+        raise ValueError("masked arrays are not read, because the mask would be lost: pass x.filled(-1)")
     if hasattr(x, "__array__"):
         array = x.__array__()  # copied in the machine's byte order: torch takes no other, and no negative strides
         return _converted(torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C")))
@@ -117,10 +119,12 @@ def as_labels(name: str, labels: ArrayLike, owner: str, of: Tensor) -> Tensor:
 
 
 def labelled(name: str, x: ArrayLike, labels_name: str, labels: ArrayLike) -> tuple[Tensor, Tensor]:
-    """The rows that have a class, and their classes."""
+    """The rows that have a class, and their classes; all rows of an embedding that is not finite, so that it shows."""
     matrix = as_matrix(name, x)
     y = as_labels(labels_name, labels, name, matrix)
     known = y >= 0
+    if not finite(matrix):
+        return matrix, y.clamp_min(0)
     return (matrix, y) if bool(known.all()) else (matrix[known], y[known])
 
 

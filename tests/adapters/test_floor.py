@@ -122,3 +122,9 @@ def test_hugging_face_s_model_shows_the_numbers_of_its_heads(dtype: torch.dtype)
     for name in heads:
         assert numbers(out[name]) == numbers(given[name])
         assert 0.3 < metrics.sparsity(out[name]) < 0.9
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-25, 1e-10])
+def test_the_direction_of_a_tiny_row_is_kept(size: float) -> None:
+    """Squares of such entries vanish in float32."""
+    assert torch.allclose(Floor()(torch.tensor([[size, 0.0, 0.0]])), torch.tensor([[1e-3, 0.0, 0.0]]))

@@ -88,3 +88,16 @@ def test_a_gated_head_is_copied_and_pickled_in_the_middle_of_a_step() -> None:
         assert not duplicate._kl
         assert duplicate.state_dict().keys() == head.state_dict().keys()
     head.take_kl().backward()
+
+
+def test_evaluation_with_a_graph_is_not_averaged_into_training() -> None:
+    torch.manual_seed(0)
+    head, before = (
+        GatedHead(NonNegProjection(6, 8, 4), BayesianGate(6, 4, detach_features=False)),
+        torch.nn.Linear(6, 6),
+    )
+    x, other = torch.randn(2, 9, 6)
+    head.eval()(before(x))
+    head.train()(before(other))
+    assert len(head._kl) == 1
+    assert head.take_kl().requires_grad

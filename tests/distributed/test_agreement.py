@@ -16,6 +16,7 @@ from ssl_heads import (
     NTXentLoss,
     SquaredEuclidean,
     SupConLoss,
+    TriFactorContrast,
 )
 from ssl_heads import functional as f
 from ssl_heads.distributed import all_gather_rows, all_reduce_sum
@@ -73,6 +74,10 @@ DIFFERENT: dict[str, tuple[Call, str]] = {
     "form": (
         lambda g, r: f.sup_con(z(), IDS, multi_positive=("out", "in")[r], gather=g),  # type: ignore[arg-type]
         "multi_positive must be the same on all ranks, got [out, in]",
+    ),
+    "weight": (
+        lambda g, r: TriFactorContrast(3, decorrelation_weight=1.0 + r, gather=g)(z(), z()),  # type: ignore[arg-type]
+        "weight of the decorrelation must be the same on all ranks, got [1.0, 2.0]",
     ),
     "normalisation": (lambda g, r: f.decorrelation(z(), normalize=r == 0, gather=g), "got [True, False]"),
     "bias": (lambda g, r: f.clip_loss(z(), z(), 1.0, number(False) if r else None, gather=g), "logit_bias"),
@@ -136,6 +141,8 @@ REFUSED: dict[str, tuple[Call, str]] = {
     "importance": (lambda g, r: f.tri_factor_contrast(z(), z(), torch.ones(3 + r), gather=g), "value a dimension"),
     "implementation": (lambda g, r: f.nt_xent(z(), z(), impl=("dense", "fast")[r], gather=g), "'fast'"),  # type: ignore[arg-type]
     "rows": (lambda g, r: all_gather_rows(torch.tensor(1.0) if r else z()), "got shape ()"),
+    "a list of rows": (lambda g, r: all_gather_rows([1.0] if r else z()), "x must be a tensor, got list"),  # type: ignore[arg-type]
+    "a list to sum": (lambda g, r: all_reduce_sum([1.0] if r else z()), "x must be a tensor, got list"),  # type: ignore[arg-type]
 }
 
 ALL_OF_THEM = [

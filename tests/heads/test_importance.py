@@ -153,3 +153,11 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
             canonicalize(*arguments)
     with pytest.raises(ValueError, match=r"at least one reference row; got shape \(0, 6\)"):
         canonicalize(z[:0], s)
+
+
+def test_nan_has_no_place_in_an_order() -> None:
+    importance = FeatureImportance(3)
+    with torch.no_grad():
+        importance.theta[1] = torch.nan
+    with pytest.raises(ValueError, match="importance holds NaN"):
+        importance.order()
