@@ -207,5 +207,5 @@ def test_a_swapped_model_is_copied_pickled_and_compiled(batch: tuple[Tensor, Ten
     for duplicate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert duplicate.visual.ssl_head is duplicate.ssl_head is not model.ssl_head
         torch.testing.assert_close(duplicate(*small)["image_features"], expected)
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(compiled(*small)["image_features"], expected)
