@@ -57,7 +57,7 @@ def terms_of(loss: nn.Module, *tensors: Tensor, temperature: float | Tensor | No
 
 
 def two_tower_terms(
-    loss: nn.Module, image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor | None
+    loss: nn.Module, image: Tensor, text: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | None
 ) -> dict[str, Tensor]:
     """The terms of a loss of two views, or of a loss with CLIP's own signature, at the model's temperature."""
     _check.tensor("image_features", image)
@@ -66,7 +66,8 @@ def two_tower_terms(
         if isinstance(loss, SigLIPLoss) and logit_bias is None:
             raise ValueError("SigLIPLoss needs a logit_bias, and the model has none: give it init_logit_bias=-10")
         return {"contrastive_loss": loss(image, text, logit_scale, logit_bias)}
-    return terms_of(loss, image, text, temperature=1 / promote(logit_scale) if has_temperature(loss) else None)
+    scale = promote(logit_scale) if isinstance(logit_scale, Tensor) else logit_scale
+    return terms_of(loss, image, text, temperature=1 / scale if has_temperature(loss) else None)
 
 
 def with_penalty(terms: dict[str, Tensor], penalty: Penalty | None) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ssl_heads.adapters.calls import Penalty, check_takes, total, two_tower_terms, used_for_nothing, with_penalty
 from ssl_heads.adapters.hugging_face_model import ReturnsScale, promise_a_loss
+from ssl_heads.adapters.hugging_face_step import ShareOfStep
 
 
 class HuggingFaceCLIP(nn.Module):
@@ -31,12 +31,14 @@ class HuggingFaceCLIP(nn.Module):
         model: The model; it is not made a part of this module. For further ones see `attach`.
         penalty: Gives a scalar to add, for instance ``lambda: 3e-5 * head.take_kl()`` of a `GatedHead`.
         accumulation_steps: ``gradient_accumulation_steps`` of the Trainer, which leaves it to ``compute_loss_func`` to
-            divide by them. Not needed where batches have ``labels``: then Trainer says how many a step has.
+            divide by them; another number than Trainer's is refused. Where batches have ``labels``, Trainer counts
+            them, and 1 will do: each batch then counts by its rows.
 
     Raises:
         ValueError: If the loss takes labels, the model has no ``logit_scale`` or lacks parameters that the loss borrows
             from an earlier one. In forward if the outputs hold no embeddings of two towers or come from a model that
-            was not attached, a row is not a number, or the batches of a step cannot be known.
+            was not attached, a row is not a number, or the batches of a step cannot be known or are others than
+            ``accumulation_steps``.
 
     Example:
         >>> from types import SimpleNamespace
@@ -58,6 +60,7 @@ class HuggingFaceCLIP(nn.Module):
         if accumulation_steps < 1:
             raise ValueError(f"accumulation_steps must be at least 1, got {accumulation_steps}")
         self.loss, self.penalty, self.accumulation_steps = loss, penalty, accumulation_steps
+        self._share_of_step = ShareOfStep(accumulation_steps)
         self._borrowed: tuple[str, ...] = ()
         self._seen_nan = Afterwards()
         self._model: tuple[Any] = (self.attach(model),)  # in a tuple: the model's parameters are not this loss's
@@ -78,10 +81,8 @@ class HuggingFaceCLIP(nn.Module):
         promise_a_loss(model)
         return model
 
-    def forward(
-        self, outputs: Any, labels: Tensor | None = None, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        """The model's outputs to a scalar; pairs are their own labels, which only count the rows of a step here."""
+    def forward(self, outputs: Any, labels: object = None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """The model's outputs to a scalar; pairs are their own labels, so labels change nothing."""
         image, text = (named(outputs, name) for name in ("image_embeds", "text_embeds"))
         if image is None or text is None:
             raise ValueError(
@@ -92,7 +93,7 @@ class HuggingFaceCLIP(nn.Module):
         scale, bias = self._scale_and_bias(outputs)
         terms = two_tower_terms(self.loss, image, text, scale, bias)
         loss = total(with_penalty(terms, self.penalty)) + used_for_nothing((scale, bias))
-        return loss * share_of_step(labels, num_items_in_batch, self.accumulation_steps)
+        return loss * self._share_of_step(labels, num_items_in_batch)
 
     def _scale_and_bias(self, outputs: Any) -> tuple[Tensor, Tensor | None]:
         scale = named(outputs, "logit_scale")
@@ -128,45 +129,9 @@ def is_of(outputs: Mapping[str, Any], model: Any) -> bool:
     logits = outputs.get("logits_per_image")
     if logits is None or not logits.requires_grad or not model.logit_scale.requires_grad:
         return False
-    (gradient,) = torch.autograd.grad(logits.sum(), model.logit_scale, retain_graph=True, allow_unused=True)
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(logits.sum(), model.logit_scale, retain_graph=True, allow_unused=True)
     return gradient is not None
-
-
-def share_of_step(
-    labels: Tensor | None, num_items_in_batch: Tensor | int | None, accumulation_steps: int
-) -> Tensor | float:
-    """The part of one optimiser's step that this batch is; the parts of a step sum to one.
-
-    Trainer leaves the division to ``compute_loss_func``. With labels it says how many there are in all batches of the
-    step and on all ranks, and multiplies by the ranks. Without, accelerate knows that the epoch ends in this step,
-    which then has the batches that are left over.
-    """
-    if num_items_in_batch is not None:
-        if labels is None:
-            raise ValueError(f"num_items_in_batch={num_items_in_batch} counts labels, and this batch has none")
-        return (labels != -100).sum() / torch.as_tensor(num_items_in_batch, device=labels.device).sum()
-    if not torch.is_grad_enabled():
-        return 1.0
-    accelerate = sys.modules.get("accelerate.state")
-    state: Any = None if accelerate is None else accelerate.GradientState()
-    loader: Any = None if state is None else state.active_dataloader
-    if loader is None:
-        return 1 / accumulation_steps
-    if accumulation_steps == 1:
-        if not state.sync_gradients and state.num_steps == 1:
-            raise ValueError(
-                "Trainer accumulates gradients, and each would count fully: pass "
-                "HuggingFaceCLIP(..., accumulation_steps=args.gradient_accumulation_steps)"
-            )
-        return 1.0
-    try:
-        left_over = len(loader) % accumulation_steps
-    except TypeError as error:
-        raise ValueError(
-            "the data set has no length, so the number of batches in its last step cannot be known: give each row a "
-            "labels entry, such as its index, and Trainer counts them"
-        ) from error
-    return 1 / left_over if left_over and loader.end_of_dataloader else 1 / accumulation_steps
 
 
 class Afterwards:

@@ -48,7 +48,7 @@ class OpenCLIP(nn.Module):
         self,
         image_features: Tensor,
         text_features: Tensor,
-        logit_scale: Tensor,
+        logit_scale: Tensor | float,
         logit_bias: Tensor | None = None,
         output_dict: bool = False,
         # open_clip passes all that its model returns, and models return more from version to version

@@ -21,7 +21,8 @@ class SentenceTransformers(nn.Module):
 
     The trainer optimises the parameters of the loss as well. What the loss owns, parameters and buffers, becomes a last
     module of the model, which passes embeddings through: so it is in the trainer's checkpoints, resumed, and under
-    DistributedDataParallel equal on all ranks. To publish a model without it take the last module off.
+    DistributedDataParallel equal on all ranks. A model that was loaded with such a module gives its state to the new
+    loss, and holds one such module. To publish a model without it take the last module off.
 
     Args:
         model: The SentenceTransformer.
@@ -29,9 +30,9 @@ class SentenceTransformers(nn.Module):
         penalty: Gives a scalar to add, for instance ``lambda: 3e-5 * head.take_kl()`` of a `GatedHead`.
 
     Raises:
-        ValueError: If the loss needs a model's scale, or a Dense holds an activation inside of its linear layer, which
-            sentence-transformers does not save. In forward, for other numbers of columns, or if another model is
-            trained than the one that holds what the loss learns.
+        ValueError: If the loss needs a model's scale, a Dense holds an activation inside of its linear layer, which
+            sentence-transformers does not save, or the model holds what a loss of other shapes learned. In forward,
+            for other numbers of columns, or if another model is trained than the one that holds what the loss learns.
 
     Example:
         >>> from ssl_heads import NTXentLoss
@@ -52,7 +53,7 @@ class SentenceTransformers(nn.Module):
         self._lives_in_model = any(id(x) not in own for x in (*loss.parameters(), *loss.buffers()))
         self._lives_in_model &= isinstance(model, nn.Sequential)  # as every SentenceTransformer is
         if isinstance(model, nn.Sequential) and self._lives_in_model:
-            model.append(LossState(loss))
+            put_state(model, loss)
         self.model, self.loss, self.penalty = model, loss, penalty
 
     def forward(
@@ -63,8 +64,9 @@ class SentenceTransformers(nn.Module):
             isinstance(module, LossState) and module.state is self.loss for module in self.model.modules()
         ):
             raise ValueError(
-                "another model is trained than the one that holds what the loss learns, which would not be saved: pass "
-                "the trainer loss=lambda model: SentenceTransformers(model, ...)"
+                "another model is trained than the one that holds what the loss learns, or another loss took its place "
+                "in the model, so it would not be saved: give the trainer one loss with parameters, made as "
+                "loss=lambda model: SentenceTransformers(model, ...)"
             )
         columns = [self.model(features)["sentence_embedding"] for features in sentence_features]
         if len(columns) == 2 and labels is None and takes(self.loss) != "labels":
@@ -83,6 +85,15 @@ class SentenceTransformers(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """What the model card says about the loss."""
         return {"loss": repr(self.loss)}
+
+
+def put_state(model: nn.Sequential, loss: nn.Module) -> None:
+    """The state of the loss as a last module of the model; where one is there, from an earlier run, it goes on."""
+    for name, module in model.named_children():
+        if isinstance(module, LossState):
+            setattr(model, name, module.moved_to(loss))
+            return
+    model.append(LossState(loss))
 
 
 def check_heads(model: nn.Module) -> None:

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,7 @@ class SentenceTransformersHead(SavedModule):
 
     def get_embedding_dimension(self) -> int | None:
         """The width of the head's output, where the head says it."""
-        parts = (self.head, *reversed(list(self.head.children())))
-        widths = (getattr(part, "out_features", None) for part in parts)
-        return next((width for width in widths if isinstance(width, int)), None)
+        return width(self.head)
 
     def get_config_dict(self) -> dict[str, Any]:
         """The class of the head and its arguments."""
@@ -123,6 +122,18 @@ class LossState(SavedModule):
             features["sentence_embedding"] = features["sentence_embedding"] + nothing
         return features
 
+    def moved_to(self, loss: nn.Module) -> LossState:
+        """The same state, learned further by this loss."""
+        there, here = ({name: x.shape for name, x in part.state_dict().items()} for part in (self.state, loss))
+        if there != here:
+            other = sorted(f"{name} {tuple(shape)}" for name, shape in there.items() ^ here.items())
+            raise ValueError(
+                f"the model ends with what another loss learned, which does not fit {type(loss).__name__}: "
+                f"{', '.join(other)} differ. Take it off first: SentenceTransformer(modules=list(model)[:-1])"
+            )
+        loss.load_state_dict(self.state.state_dict())
+        return LossState(loss)
+
     @classmethod
     def _rebuilt(cls, configuration: dict[str, Any], weights: dict[str, Tensor]) -> Self:
         state = nn.Module()
@@ -137,12 +148,19 @@ class LossState(SavedModule):
         return cls(state)
 
 
+def width(module: nn.Module) -> int | None:
+    """What a module says of its output, or else the last of its parts that says it."""
+    own = getattr(module, "out_features", None)
+    widths = map(width, reversed(list(module.children())))
+    return own if isinstance(own, int) else next((found for found in widths if found is not None), None)
+
+
 def recipe(module: nn.Module) -> dict[str, Any]:
     """The class of a module and the arguments that rebuild it."""
     kind = type(module)
     named = {"class": f"{kind.__module__}.{kind.__qualname__}"}
     if kind is nn.Sequential:
-        return {**named, "modules": [recipe(child) for child in module.children()]}
+        return {**named, "modules": {name: recipe(child) for name, child in module.named_children()}}
     return {**named, "arguments": dict(arguments(module))}
 
 
@@ -173,6 +191,6 @@ def follow(of: dict[str, Any]) -> nn.Module:
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise ValueError(f"{of['class']} is no class of modules")
     if "modules" in of:
-        return nn.Sequential(*map(follow, of["modules"]))
+        return nn.Sequential(OrderedDict((name, follow(child)) for name, child in of["modules"].items()))
     made = {k: follow(v) if isinstance(v, dict) else v for k, v in of["arguments"].items()}
     return kind(**made)

@@ -167,6 +167,59 @@ def test_each_step_has_the_gradient_of_its_batches_also_the_last(
         assert gradients(loss(1), Pairs(20, labels), tmp_path, **accumulated)[1] == pytest.approx(alone, rel=1e-4)
 
 
+class Unlabelled(Pairs):
+    """The first rows, or all, have the label that Trainer does not count."""
+
+    def __init__(self, n: int, none: int) -> None:
+        super().__init__(n, labels=True)
+        self.none = none
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        row = super().__getitem__(i)
+        return {**row, "labels": torch.tensor(-100)} if i < self.none else row
+
+
+@pytest.mark.parametrize("none", [3, 14])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_what_the_labels_are_changes_nothing(clip_model: nn.Module, none: int, steps: int, tmp_path: Path) -> None:
+    """Batches of 4, 4, 4 and 2 rows: each counts alike, without labels, with some and with none that count."""
+    made = [
+        gradients(
+            HuggingFaceCLIP(CLIPLoss(), copy.deepcopy(clip_model), accumulation_steps=steps),
+            data,
+            tmp_path,
+            gradient_accumulation_steps=steps,
+        )
+        for data in (Pairs(14), Unlabelled(14, none))
+    ]
+    assert made[1] == pytest.approx(made[0], rel=1e-5)
+
+
+def test_a_count_of_labels_that_leaves_rows_out_is_refused(clip_model: nn.Module, tmp_path: Path) -> None:
+    loss = HuggingFaceCLIP(CLIPLoss(), copy.deepcopy(clip_model))
+    with pytest.raises(ValueError, match=r"a label is -100.*accumulation_steps="):
+        gradients(loss, Unlabelled(16, 16), tmp_path, gradient_accumulation_steps=2)
+
+
+@pytest.mark.parametrize(("given", "real"), [(2, 3), (2, 1), (3, 2), (2, 6)])
+@pytest.mark.parametrize("labels", [False, True])
+def test_another_number_of_batches_than_the_trainer_s_is_refused(
+    clip_model: nn.Module, given: int, real: int, labels: bool, tmp_path: Path
+) -> None:
+    loss = HuggingFaceCLIP(CLIPLoss(), copy.deepcopy(clip_model), accumulation_steps=given)
+    with pytest.raises(ValueError, match=rf"accumulation_steps={given} was given.*args.gradient_accumulation_steps"):
+        gradients(loss, Pairs(24, labels), tmp_path, gradient_accumulation_steps=real)
+    assert gradients(loss, Pairs(24, labels), tmp_path, gradient_accumulation_steps=given), (
+        "the next run is counted anew"
+    )
+
+
+def test_several_labels_are_ignored_like_one(clip_model: nn.Module) -> None:
+    outputs, loss = clip_model(**batch()), HuggingFaceCLIP(CLIPLoss(), clip_model)
+    labels = torch.arange(N)
+    torch.testing.assert_close(loss(outputs, (labels, labels), 4), loss(outputs))
+
+
 def test_steps_whose_batches_cannot_be_known_are_refused(clip_model: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"accumulation_steps=args.gradient_accumulation_steps"):
         gradients(HuggingFaceCLIP(CLIPLoss(), clip_model), Pairs(8), tmp_path, gradient_accumulation_steps=2)

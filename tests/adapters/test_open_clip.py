@@ -41,6 +41,12 @@ def test_the_model_s_scale_is_the_temperature_and_learns() -> None:
     assert loss.loss.temperature == 0.9
 
 
+@pytest.mark.parametrize("loss", [CLIPLoss(), NTXentLoss(), SpectralLoss(), TriFactorContrast(D)])
+def test_a_scale_may_be_a_number(loss: nn.Module) -> None:
+    image, text = unit(N, D), unit(N, D)
+    torch.testing.assert_close(OpenCLIP(loss)(image, text, 14.0), OpenCLIP(loss)(image, text, torch.tensor(14.0)))
+
+
 def test_terms_are_named_for_open_clip_to_sum_and_log() -> None:
     image, text, scale = unit(N, D), unit(N, D), torch.tensor(5.0)
     tri = TriFactorContrast(D, temperature=1 / 5, decorrelation_weight=0.5, two_towers=True)

@@ -131,6 +131,9 @@ def test_any_head_and_what_the_loss_learns_are_saved_and_loaded(
     torch.testing.assert_close(loaded.encode(NAMES, convert_to_tensor=True), expected)
     assert loaded.get_embedding_dimension() == 32
     assert torch.equal(loaded[-1].state.importance.theta, torch.arange(32.0))
+    again = SentenceTransformers(loaded, TriFactorContrast(32))
+    assert torch.equal(again.loss.importance.theta, torch.arange(32.0)), "the next run goes on"
+    assert len(loaded) == len(model)
 
 
 def test_heads_that_would_not_come_back_are_refused(pretrained: SentenceTransformer):
