@@ -19,7 +19,9 @@ class ScalarCorrection(nn.Module):
 
     It starts from data: the first training step of `DeltaContrast` on a finite batch sets it so that the median D of
     the batch is 0. The buffer ``started`` alone decides: whoever copies the number copies it too, as a ``state_dict``,
-    DistributedDataParallel and a deep copy do, and what was loaded or trained stays.
+    DistributedDataParallel and a deep copy do, and what was loaded or trained stays. A number that is frozen
+    (``requires_grad_(False)``) is left as it is; torch.func and forward mode, which may write nothing, start nothing. A
+    copy of the parameters alone, as some moving averages make, must copy ``started`` too.
 
     Example:
         >>> ScalarCorrection()(torch.randn(5, 3))
@@ -47,8 +49,9 @@ class ScalarCorrection(nn.Module):
     @torch.no_grad()
     def start_at(self, value: Tensor) -> None:
         """Set the number, once and to a finite one; decided on the device."""
+        value = value.to(self.value.dtype)  # a number that overflows there is not finite
         starts = ~self.started & value.isfinite()
-        self.value.copy_(torch.where(starts, value.to(self.value.dtype), self.value))
+        self.value.copy_(torch.where(starts, value, self.value))
         self.started.logical_or_(starts)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_heads import _check
-from ssl_heads._modes import without_autocast
+from ssl_heads._modes import is_transformed, without_autocast
 from ssl_heads.distributed import Gather, Shard
 from ssl_heads.functional.delta import (
     DeltaKind,
@@ -130,13 +130,13 @@ class DeltaContrast(GatheringLoss):
         )
 
     def _offsets(self) -> list[ScalarCorrection | None]:
-        """Of both sides, the constant that starts from data."""
+        """Of both sides, the constant that starts from data: one that is trained."""
         sides = [c.offset if isinstance(c, MLPCorrection) else c for c in (self.alpha, self.alpha_tilde)]
-        return [c if isinstance(c, ScalarCorrection) else None for c in sides]
+        return [c if isinstance(c, ScalarCorrection) and c.value.requires_grad else None for c in sides]
 
     def _may_start(self) -> bool:
         """Whether this batch may start a correction; where looking is not free, the device decides in every step."""
-        if not self.training or self.kind == "infonce":
+        if not self.training or self.kind == "infonce" or is_transformed():
             return False
         return any(not _check.visible(c.started) or c.awaits_start for c in self._offsets() if c is not None)
 
@@ -162,6 +162,8 @@ class DeltaContrast(GatheringLoss):
         """
         left = self._proposal(z, w, alpha, alpha_tilde, shard)
         left = left / 2 if self.alpha is self.alpha_tilde else left
+        for offset in self._offsets():
+            left = left if offset is None else left.to(offset.value.dtype).to(left.dtype)  # finite in its dtype
         accepted, starts, moved = left.isfinite(), [], []
         for offset, values in zip(self._offsets(), (alpha, alpha_tilde), strict=True):
             if offset is None or values is None:

@@ -6,8 +6,9 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor
 
-from ssl_heads import DeltaContrast, LpPower, MLPCorrection, ScalarCorrection
+from ssl_heads import DeltaContrast, LpPower, MLPCorrection, ScalarCorrection, SquaredEuclidean
 
 
 def offsets(loss: DeltaContrast) -> list[ScalarCorrection]:
@@ -114,3 +115,40 @@ def test_a_start_in_the_graph_of_the_compiler(build) -> None:
         for x, y in zip(twin.parameters(), loss.parameters(), strict=True):
             torch.testing.assert_close(x.grad, y.grad, equal_nan=True)
             x.grad = y.grad = None
+
+
+def two_clouds(size: float = 1.0) -> tuple[Tensor, Tensor]:
+    z = torch.randn(6, 3, generator=torch.Generator().manual_seed(5)) * size
+    return z, z + 0.1
+
+
+@pytest.mark.parametrize("correction", [ScalarCorrection, lambda: MLPCorrection(3)], ids=["scalar", "mlp"])
+def test_transforms_start_nothing_and_go_on_after_a_start(correction) -> None:
+    loss, (z, w) = DeltaContrast("nwj", LpPower(1), alpha=correction()), two_clouds()
+    torch.func.grad(lambda a: loss(a, w))(z)
+    assert all(not bool(x) for name, x in loss.named_buffers() if name.endswith("started"))
+    loss(z, w)
+    state = {name: x.clone() for name, x in loss.state_dict().items()}
+    leaf = z.clone().requires_grad_()
+    loss(leaf, w).backward()
+    torch.testing.assert_close(torch.func.grad(lambda a: loss(a, w))(z), leaf.grad)
+    torch.func.jvp(lambda a: loss(a, w), (z,), (torch.ones_like(z),))
+    assert all(torch.equal(x, state[name]) for name, x in loss.state_dict().items())
+
+
+def test_a_start_that_overflows_in_the_dtype_of_the_number_is_refused() -> None:
+    loss = DeltaContrast("nwj", SquaredEuclidean()).half()
+    z = 600 * torch.randn(16, 3)
+    loss(z, -z)
+    assert not bool(loss.alpha.started)
+    assert loss.alpha.value.isfinite().all()
+    loss(*two_clouds())
+    assert bool(loss.alpha.started)
+
+
+def test_a_frozen_number_stays() -> None:
+    loss = DeltaContrast("nwj", LpPower(1))
+    loss.alpha.value.data.fill_(-5.0)
+    loss.requires_grad_(False)
+    loss(*two_clouds())
+    assert loss.alpha.value.item() == -5.0
