@@ -30,7 +30,7 @@ from clip_data import Pair
 from clip_gradient import Precision
 from clip_inputs import Source, Streamed
 from clip_towers import Towers
-from common import Checkpoint, check_device, check_picture, interrupt_after_step, one_line_errors
+from common import Checkpoint, check_device, check_picture, digest, interrupt_after_step, one_line_errors
 from images import square
 from simclr import markdown, warmup_then_cosine
 from torch import Tensor, nn
@@ -268,6 +268,7 @@ def prepare(args: argparse.Namespace) -> tuple[Judge, Towers, list[tuple[list[in
     towers.image.to(args.device).eval(), towers.text.to(args.device).eval()
     columns = clip_data.Columns(args.csv_img_key, args.csv_caption_key, args.csv_separator)
     pairs = clip_data.load(args.data, towers.size, args.limit, columns)
+    checkpoint.same_data(digest([(pair.place, pair.caption, pair.concept, pair.group) for pair in pairs]))
     train, test = clip_data.hold_out(pairs, args.held_out, seed=0)
     streamed = Streamed(pairs, towers, args.micro_batch, args.device, precision)
     next(streamed.reader.batches([(range(min(16, len(pairs))), None)]))  # refused if none of them can be read

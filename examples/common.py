@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -101,9 +103,26 @@ def contents_of(path: Path) -> Iterator[None]:
         raise Refused(f"{path} does not fit what is trained here; remove it or name another ({why})") from error
 
 
+OTHER_DATA = "data: the checkpoint's differ from the given ones; name another file, or give the same data"
+
+
+def digest(*parts: object) -> str:
+    """Changes with the data: tensors by their shapes and bytes, all else by what it prints."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            total.update(repr((part.dtype, part.shape)).encode())
+            total.update(memoryview(part.contiguous().cpu().numpy()).cast("B"))
+        else:
+            total.update(repr(part).encode())
+    return total.hexdigest()
+
+
 def same_settings(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
     """Every setting of which the checkpoint has another value, one by one."""
     names = [name for name in {**given, **saved} if saved.get(name) != given.get(name)]
+    if names == ["contents"]:
+        raise Refused(f"{path} cannot be resumed: {OTHER_DATA}")
     if names:
         other = "; ".join(f"with {n!r}: {saved.get(n)!r}, not with {n!r}: {given.get(n)!r}" for n in names)
         raise Refused(f"{path} was written {other}; name another file, or give the same settings")
@@ -122,7 +141,12 @@ class Checkpoint:
             with contents_of(path):
                 written_with, arms = dict(saved["settings"]), dict(saved["arms"])
                 same_settings(path, written_with, settings)
-            self.content["arms"] = arms
+            self.content.update(arms=arms, data=saved.get("data"))
+
+    def same_data(self, digest: str) -> None:
+        """Refuse to resume on other data: what is held out is drawn from them, and was trained on before."""
+        if self.content.setdefault("data", digest) != digest:
+            raise Refused(f"{self.path} cannot be resumed: {OTHER_DATA}")
 
     def restore(self, arm: str, stateful: dict[str, Any]) -> tuple[int, float]:
         if self.path is None or arm not in self.content["arms"]:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from common import contents_of, one_line_errors, read, same_settings, writable_folder, write
+from common import contents_of, digest, one_line_errors, read, same_settings, writable_folder, write
 from images import Split, augment, load, pixels
 from simclr import WEIGHT_DECAY, WIDTH, check_batch, small_convnet, warmup_then_cosine
 from torch import Tensor, nn
@@ -140,7 +140,7 @@ def train(images: Tensor, args: argparse.Namespace, rank: int, world: int, devic
     loss = NTXentLoss(args.temperature, gather=args.gather)
     optimizer = torch.optim.AdamW(param_groups(model, lr=args.lr, weight_decay=WEIGHT_DECAY))
     step = 0
-    settings = {name: getattr(args, name) for name in SETTINGS}
+    settings = {name: getattr(args, name) for name in SETTINGS} | {"contents": digest(images)}
     saved = from_rank_0(args.checkpoint)
     if saved is not None:
         with contents_of(args.checkpoint):

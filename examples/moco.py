@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import contents_of, one_line_errors, same_settings, write
+from common import contents_of, digest, one_line_errors, same_settings, write
 from distributed_simclr import equal_on_every_rank, from_rank_0, on_every_rank, process_group
 from images import Split, augment, load, pixels
 from simclr import WIDTH, check_batch, small_convnet
@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> tuple[MoCo, list[float]]:
     with one_line_errors(), process_group() as (rank, world, device):
         train, test = on_every_rank(lambda: load_and_check(args, world))
         settings = {name: getattr(args, name) for name in ("data", "batch_size", "queue", "temperature")}
+        settings["contents"] = digest(train.images)
         equal_on_every_rank((len(train.images), settings))
         model = MoCo(train.images.shape[1], args.queue).to(device)
         encode = model.query_encoder if world == 1 else DistributedDataParallel(model.query_encoder)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Checkpoint, check_device, check_picture, interrupt_after_step, one_line_errors
+from common import Checkpoint, check_device, check_picture, digest, interrupt_after_step, one_line_errors
 from images import Split, augment, load, pixels
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -275,6 +275,7 @@ def run(args: argparse.Namespace) -> None:
     names = ("data", "image_size", "epochs", "batch_size", "lr", "temperature", "seed")
     checkpoint = Checkpoint(args.checkpoint, {name: getattr(args, name) for name in names})
     train_split, test_split = load(args.data, args.root, args.download, args.image_size)
+    checkpoint.same_data(digest(*train_split, *test_split))
     check_batch(args.batch_size, len(train_split.images))
     rows, shown = {}, {}
     for arm in args.arms:

@@ -99,3 +99,16 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path: Path):
         common.Checkpoint(tmp_path, SETTINGS)
     with pytest.raises(ValueError, match=r"--picture must end in .* got .*named\.pn"):
         common.check_picture(tmp_path / "named.pn")
+
+
+def test_data_that_changed_are_named(tmp_path: Path):
+    path, images = tmp_path / "run.pt", torch.arange(6, dtype=torch.uint8).reshape(1, 2, 3)
+    first = common.Checkpoint(path, SETTINGS)
+    first.same_data(common.digest(images, ["a.png"]))
+    first.save("arm", {}, step=1, seconds=0.0)
+    common.Checkpoint(path, SETTINGS).same_data(common.digest(images.clone(), ["a.png"]))
+    for other in [(images + 1, ["a.png"]), (images.reshape(1, 3, 2), ["a.png"]), (images, ["a.png", "b.png"])]:
+        with pytest.raises(ValueError, match=r"run\.pt .*data: the checkpoint's differ from the given ones"):
+            common.Checkpoint(path, SETTINGS).same_data(common.digest(*other))
+    with pytest.raises(ValueError, match=r"run\.pt .*data: the checkpoint's differ from the given ones"):
+        common.same_settings(path, {"contents": "1"}, {"contents": "2"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,15 @@ def test_a_checkpoint_of_other_settings_is_refused(folder: Path, tmp_path: Path)
     simclr.main(small_run(folder, "--epochs", "1", "--checkpoint", str(path)))
     with pytest.raises(SystemExit, match=r"run\.pt was written with .*'seed': 0.* not with .*'seed': 1"):
         simclr.main(small_run(folder, "--epochs", "1", "--checkpoint", str(path), "--seed", "1"))
+
+
+def test_a_checkpoint_of_other_images_is_refused(folder: Path, tmp_path: Path):
+    path, data = tmp_path / "run.pt", tmp_path / "digits"
+    shutil.copytree(folder, data)
+    simclr.main(small_run(data, "--epochs", "1", "--checkpoint", str(path)))
+    shutil.copy(next(iter(data.glob("class_0/*"))), data / "class_0" / "one more.png")
+    with pytest.raises(SystemExit, match=r"run\.pt .*data: the checkpoint's differ from the given ones"):
+        simclr.main(small_run(data, "--epochs", "1", "--checkpoint", str(path)))
 
 
 @pytest.mark.parametrize(
