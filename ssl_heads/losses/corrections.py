@@ -61,7 +61,10 @@ class ScalarCorrection(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if prefix + "value" in state_dict and prefix + "started" not in state_dict:
-            self.started.fill_(True)  # a number that comes from elsewhere is not to be replaced
+            # a number that comes from elsewhere is not to be replaced; assigned, it has left the meta device alone
+            if self.started.is_meta:
+                self.started = torch.ones_like(self.value, dtype=torch.bool)
+            self.started.fill_(True)
 
 
 class MLPCorrection(nn.Module):

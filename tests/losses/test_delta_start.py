@@ -89,6 +89,19 @@ def test_the_tensor_alone_decides() -> None:
     assert (offset.value.item(), offset.awaits_start) == (0, True)
 
 
+@pytest.mark.parametrize("build", [ScalarCorrection, lambda: MLPCorrection(3)], ids=["scalar", "mlp"])
+def test_parameters_assigned_to_a_loss_on_meta(build) -> None:
+    z, w = torch.randn(2, 65, 3)
+    trained = DeltaContrast("nwj", LpPower(1), build(), build())
+    trained(z, w)
+    with torch.device("meta"):
+        fresh = DeltaContrast("nwj", LpPower(1), build(), build())
+    parameters = dict(trained.named_parameters())
+    fresh.load_state_dict(parameters, strict=False, assign=True)
+    assert all(offset.started.device.type == "cpu" and offset.started for offset in offsets(fresh))
+    assert torch.equal(fresh(9 * z, w), trained(9 * z, w))
+
+
 def test_one_correction_on_both_sides_starts_once() -> None:
     z, w = torch.randn(2, 65, 3)
     both = MLPCorrection(3)
