@@ -10,9 +10,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssl_heads import _check
+from ssl_heads._numerics import promote
 from ssl_heads.losses.contrastive import SigLIPLoss
 from ssl_heads.losses.gathering import Loss, Takes
-from ssl_heads.similarity import promote
 
 Penalty = Callable[[], Tensor]
 OTHERS: dict[Takes | None, str] = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ssl_heads import _check
+from ssl_heads._numerics import promote
 from ssl_heads.functional.contrastive import against_negatives
-from ssl_heads.similarity import promote
 
 
 class MoCoCriterion(nn.Module):

@@ -12,9 +12,10 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from ssl_heads import _check
+from ssl_heads._numerics import product_dtype
 from ssl_heads.distributed.agreement import agreed, embedding_facts, world_size
 from ssl_heads.distributed.collectives import gather_sized, sum_over_ranks
-from ssl_heads.similarity import Exclusion, product_dtype
+from ssl_heads.similarity import Exclusion
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -41,7 +42,7 @@ class Shard:
         group: Whose ranks hold the batch; None is the default group.
         rank: The position of this rank in the group.
         sizes: Rows of each rank, in rank order, which is the order of everything that is gathered.
-        dtype: What kernels may round the rows to for their products, see `ssl_heads.similarity.product_dtype`.
+        dtype: What kernels may round the rows to for their products, see `ssl_heads._numerics.product_dtype`.
     """
 
     gather: Gather

@@ -13,13 +13,14 @@ from torch.nn.functional import softplus
 
 from ssl_heads import _check
 from ssl_heads._modes import is_traced, is_transformed, one_node
+from ssl_heads._numerics import at_least_float32
 
 aten = torch.ops.aten
 
 
 def _silu_backward(grad: Tensor, z: Tensor) -> Tensor:
     # aten's kernel has no derivative of its own.
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    z = at_least_float32(z)
     sigma = torch.sigmoid(z)
     return (grad * (sigma * (1 + z * (1 - sigma)))).to(grad.dtype)
 

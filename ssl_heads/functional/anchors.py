@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_heads import _check
+from ssl_heads._numerics import promote
 from ssl_heads.distributed import Gather, Shard
 from ssl_heads.functional.groups import NONE, counted
 from ssl_heads.functional.normalize import safe_normalize
-from ssl_heads.similarity import promote
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -12,11 +11,12 @@ from einops import rearrange
 from torch import Tensor
 
 from ssl_heads import _check, distributed, similarity
+from ssl_heads._numerics import one_dtype, promote
 from ssl_heads.distributed import Gather, Pairs, Shard
 from ssl_heads.functional import small
 from ssl_heads.functional.groups import group_index
 from ssl_heads.functional.normalize import safe_normalize
-from ssl_heads.similarity import Exclusion, Impl, check_impl, promote
+from ssl_heads.similarity import Exclusion, Impl, check_impl
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -31,12 +31,6 @@ def unit_rows(x: Tensor, normalize: bool, impl: Impl = "tiled") -> Tensor:
         return fused.unit_rows(x)
     x = promote(x)
     return safe_normalize(x) if normalize else x
-
-
-def one_dtype(*matrices: Tensor) -> tuple[Tensor, ...]:
-    """Matrices in the widest of their dtypes, fp32 at least: a frozen tower may be narrower than a trained one."""
-    dtype = functools.reduce(torch.promote_types, [x.dtype for x in matrices], torch.float32)
-    return tuple(promote(x).to(dtype) for x in matrices)
 
 
 def scalar(value: float | Tensor) -> float | Tensor:

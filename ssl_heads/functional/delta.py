@@ -12,9 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ssl_heads import _check, similarity
 from ssl_heads._modes import is_transformed, without_autocast
+from ssl_heads._numerics import promote
 from ssl_heads.distributed import Gather, Shard, check_gather
 from ssl_heads.functional.contrastive import against_negatives, row_dots
-from ssl_heads.similarity import Exclusion, Impl, check_impl, gram, promote
+from ssl_heads.similarity import Exclusion, Impl, check_impl, gram
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -10,12 +10,7 @@ from torch.nn.functional import softplus
 
 from ssl_heads import _check
 from ssl_heads._modes import is_traced, one_node
-
-
-@one_node
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision to float32; float32 and float64 as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from ssl_heads._numerics import at_least_float32
 
 
 @one_node

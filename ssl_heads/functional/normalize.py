@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,22 +9,7 @@ from torch import Tensor
 
 from ssl_heads import _check
 from ssl_heads._modes import is_traced, is_transformed, one_node
-
-
-def default_eps(dtype: torch.dtype) -> float:
-    """Norm at or below which a row of this dtype counts as zero: 1e-12 in float64, 1e-4 in float16, else 1e-6.
-
-    Below 1e-4 the entries of a float16 row are subnormal, its direction is rounding, and a gradient of 1e4 times the
-    upstream one would overflow.
-    """
-    return {torch.float64: 1e-12, torch.float16: 1e-4}.get(dtype, 1e-6)
-
-
-def row_norm(x: Tensor, eps: float) -> Tensor:
-    """Row norms in float32 or wider; infinite for a zero row, so that it and each derivative through it are zero."""
-    accumulate = torch.promote_types(x.dtype, torch.float32)
-    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=accumulate)
-    return norm.masked_fill(norm <= eps, math.inf)
+from ssl_heads._numerics import default_eps, row_norm
 
 
 class _SafeNormalize(torch.autograd.Function):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ssl_heads._modes import is_transformed
-from ssl_heads.functional.normalize import default_eps, row_norm
+from ssl_heads._numerics import default_eps, row_norm
 from ssl_heads.similarity.product import matmul_nt
 from ssl_heads.similarity.tiled import is_one_tile
 

@@ -10,16 +10,16 @@ from einops import repeat
 from torch import Tensor
 
 from ssl_heads import _check, distributed
+from ssl_heads._numerics import one_dtype, promote
 from ssl_heads.distributed import Gather, Pairs, Shard
 from ssl_heads.functional.contrastive import (
     against_negatives,
     inverse,
     nt_xent_of_rows,
-    one_dtype,
     row_dots,
     unit_rows,
 )
-from ssl_heads.similarity import Impl, check_impl, promote
+from ssl_heads.similarity import Impl, check_impl
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

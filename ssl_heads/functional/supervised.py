@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ssl_heads import _check
 from ssl_heads._modes import without_autocast
+from ssl_heads._numerics import promote
 from ssl_heads.functional.activation import rep_relu
 from ssl_heads.functional.groups import NONE, counted
-from ssl_heads.similarity import promote
 
 
 def nonneg_cross_entropy(features: Tensor, weight: Tensor, labels: Tensor, *, nonneg_weight: bool = True) -> Tensor:

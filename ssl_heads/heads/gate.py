@@ -9,14 +9,9 @@ from torch import Tensor, nn
 
 from ssl_heads import _check
 from ssl_heads._modes import is_recorded
+from ssl_heads._numerics import at_least_float32
 from ssl_heads._start import reset_parts
-from ssl_heads.functional.gate import (
-    at_least_float32,
-    bernoulli_kl,
-    concrete_gate,
-    soft_gate,
-    straight_through_gate,
-)
+from ssl_heads.functional.gate import bernoulli_kl, concrete_gate, soft_gate, straight_through_gate
 from ssl_heads.heads.mlp import MLP
 
 ESTIMATORS = ("straight_through", "concrete", "soft")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ssl_heads._numerics import at_least_float32
 from ssl_heads.distributed.sharded import whole
 from ssl_heads.heads.mlp import check_width
 
@@ -50,7 +51,7 @@ class FeatureImportance(nn.Module):
     def forward(self) -> Tensor:
         """Return s, shape ``(dim,)``, float32 (float64 for a float64 parameter)."""
         theta = whole(self.theta)
-        return nn.functional.softplus(theta.to(torch.promote_types(theta.dtype, torch.float32)))
+        return nn.functional.softplus(at_least_float32(theta))
 
     @torch.no_grad()
     def order(self) -> Tensor:

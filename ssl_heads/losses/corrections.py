@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_heads import _check
+from ssl_heads._numerics import promote
 from ssl_heads._start import reset_parts
-from ssl_heads.similarity import promote
 
 
 class ScalarCorrection(nn.Module):

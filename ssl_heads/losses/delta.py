@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ssl_heads import _check
 from ssl_heads._modes import is_transformed, without_autocast
+from ssl_heads._numerics import promote
 from ssl_heads.distributed import Gather, Shard
 from ssl_heads.functional.delta import (
     DeltaKind,
@@ -23,7 +24,7 @@ from ssl_heads.functional.delta import (
 from ssl_heads.losses.corrections import MLPCorrection, ScalarCorrection
 from ssl_heads.losses.dissimilarities import NegativeCosine
 from ssl_heads.losses.gathering import GatheringLoss
-from ssl_heads.similarity import Impl, promote
+from ssl_heads.similarity import Impl
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

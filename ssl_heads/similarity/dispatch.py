@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ssl_heads import _check
-from ssl_heads._modes import has_autocast, is_transformed, saveable
+from ssl_heads._modes import is_transformed, saveable
+from ssl_heads._numerics import accumulator, promote
 from ssl_heads.similarity import dense
 from ssl_heads.similarity.exclusion import Exclusion
-from ssl_heads.similarity.operators import accumulator, pair_lse, scalar, self_lse
+from ssl_heads.similarity.operators import pair_lse, scalar, self_lse
 from ssl_heads.similarity.operators import softplus_sum as softplus_sum_operator
 
 Impl = Literal["auto", "dense", "tiled", "triton"]
@@ -41,19 +42,6 @@ def refuse_transforms() -> None:
     """Operators without rules for torch.func and forward mode would stop in torch, or drop a tangent without a word."""
     if is_transformed():
         raise RuntimeError('tiles and kernels work neither under torch.func nor in forward mode; pass impl="dense"')
-
-
-def promote(x: Tensor) -> Tensor:
-    """Half precision to fp32; fp32 and fp64 as they are, once autograd can save them."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else saveable(x)
-
-
-def product_dtype(*rows: Tensor) -> torch.dtype:
-    """What kernels may round these rows to for their products: autocast's dtype where it is on, else their widest."""
-    device = rows[0].device.type
-    if has_autocast(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return functools.reduce(torch.promote_types, [x.dtype for x in rows])
 
 
 @functools.lru_cache
@@ -94,8 +82,8 @@ def log_sum_exp(
         exclusion: Pairs that are left out.
         columns: Whether the log-sum-exp of the columns is wanted too.
         bound: The largest ``|logit|`` where the caller knows it, as for cosines over a temperature.
-        dtype: What kernels may round rows to for their products, see `product_dtype`; None leaves fp32 as it is.
-            Sums and gradients are taken in fp32 all the same, and tiles and the stored matrix round nothing.
+        dtype: What kernels may round rows to for their products; None leaves fp32 as it is. Sums and gradients are
+            taken in fp32 all the same, and tiles and the stored matrix round nothing.
         impl: See `Impl`.
 
     Returns:

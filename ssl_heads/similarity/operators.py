@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssl_heads._modes import without_autocast
+from ssl_heads._numerics import accumulator
 from ssl_heads.similarity import dense, tiled
 from ssl_heads.similarity.backend import Backend, Needs
 from ssl_heads.similarity.exclusion import Exclusion
@@ -24,11 +25,6 @@ def backend(impl: str) -> Backend:
 
         return fused
     return tiled if impl == "tiled" else dense
-
-
-def accumulator(x: Tensor) -> torch.dtype:
-    """What sums and gradients are held in."""
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def scalar(value: Tensor | float, like: Tensor) -> Tensor:

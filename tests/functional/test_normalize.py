@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_heads.functional.normalize import default_eps, safe_normalize
+from ssl_heads._numerics import default_eps
+from ssl_heads.functional.normalize import safe_normalize
 from tests.checks import assert_gradient_close
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

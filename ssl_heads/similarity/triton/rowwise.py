@@ -17,7 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ssl_heads.functional.normalize import default_eps
+from ssl_heads._numerics import default_eps
 from ssl_heads.similarity.triton.configurations import padded_width
 from ssl_heads.similarity.triton.device import on_device, require_device
 from ssl_heads.similarity.triton.kernels.rows import epilogue_kernel, prologue_kernel

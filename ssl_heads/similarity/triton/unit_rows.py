@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_heads.functional.normalize import default_eps
+from ssl_heads._numerics import default_eps
 from ssl_heads.similarity.operators import _no_second_derivative, _save_nothing
 from ssl_heads.similarity.triton import rowwise
 from ssl_heads.similarity.triton.rowwise import Settings
