@@ -1,4 +1,4 @@
-"""Images as people hold them: bytes or floats, channels first or last, grey, or of Pillow."""
+"""Images in every common form: bytes or floats, channels first or last, grey, or of Pillow."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ssl_heads.metrics._inputs import as_tensor
 
-OVERSHOOT = 0.2  # of the range of values: interpolation leaves it by less, normalisation by more
-DARK = 32  # floats of bytes reach further; values that were normalised, or that count to 16, do not
+# share of the range by which values may leave it: interpolation stays within, normalisation does not
+OVERSHOOT = 0.2
+# least maximum of floats in [0, 255]: normalised values and counts up to 16 stay below
+DARK = 32
 
 
 def as_images(images: Any) -> tuple[Tensor, float]:

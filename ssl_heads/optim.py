@@ -30,17 +30,17 @@ def param_groups(
     FSDP2 (``fully_shard``) keeps the shapes.
 
     Args:
-        modules: any modules.
-        lr: learning rate.
-        weight_decay: for parameters of two or more dimensions.
-        gate_lr: learning rate for every :class:`~ssl_heads.BayesianGate` inside the modules; ``None`` takes ``lr``.
-        importance_lr: the same for every :class:`~ssl_heads.FeatureImportance`, in a model or in a loss.
+        modules: Backbone, heads and losses.
+        lr: Learning rate.
+        weight_decay: For parameters of two or more dimensions.
+        gate_lr: Learning rate for every `BayesianGate` inside the modules; None takes ``lr``.
+        importance_lr: The same for every `FeatureImportance`, in a model or in a loss.
 
     Returns:
         At most five groups, none empty, with the keys ``params``, ``lr`` and ``weight_decay``.
 
     Raises:
-        ValueError: if no module is given, a module has no trainable parameter, a rate is out of range, or FSDP1 has
+        ValueError: If no module is given, a module has no trainable parameter, a rate is out of range, or FSDP1 has
             flattened the parameters.
 
     Example:

@@ -39,9 +39,9 @@ class ModalClass(NamedTuple):
     """The most frequent class of the images that activate a dimension.
 
     Attributes:
-        label: the class; -1 for a dimension that no image with a class activates.
-        share: its share of these images, NaN for none.
-        support: the number of these images; -1 if the activation holds NaN or infinity.
+        label: The class; -1 for a dimension that no image with a class activates.
+        share: Its share of these images, NaN for none.
+        support: The number of these images; -1 if the activation holds NaN or infinity.
     """
 
     label: int
@@ -54,12 +54,12 @@ def modal_class(activation: ArrayLike, labels: ArrayLike, *, eps: float = EPS) -
     r"""Most frequent class among the samples whose activation exceeds ``eps``; negative activations do not count.
 
     Args:
-        activation: ``(n,)``, one dimension of normalised embeddings.
-        labels: ``(n,)``, classes 0, 1, ...; samples with -1 have no class and are left out.
-        eps: activation above which a sample is active.
+        activation: Shape (n,), one dimension of normalised embeddings.
+        labels: Shape (n,), classes 0, 1, ...; samples with -1 have no class and are left out.
+        eps: Activation above which a sample is active.
 
     Raises:
-        ValueError: if the shapes differ, or labels are not integers.
+        ValueError: If the shapes differ, or labels are not integers.
 
     Example:
         >>> modal_class(torch.tensor([0.5, 0.2, 0.1, -0.9]), torch.tensor([7, 7, 1, 1]))
@@ -108,23 +108,23 @@ def top_activating(
     Args:
         images: ``(n, c, h, w)`` or ``(n, h, w, c)`` with one or three channels, or ``(n, h, w)``; values in [0, 1] or
             [0, 255]. Or a list of Pillow's images, of one size.
-        embeddings: ``(n, d)``, signed or not; rows are normalised here.
-        labels: ``(n,)``, classes 0, 1, ..., or -1 for none.
-        dims: the dimensions to show, in this order; ``None`` takes the eight of largest
-            :func:`ssl_heads.metrics.expected_activation`.
-        num_images: the strongest images of a row.
-        num_spread: images of a row from the rest of those that activate it.
-        class_names: what to call the classes, a name for each that occurs; ``None`` takes their numbers.
-        title: over the picture.
-        ax: axes to draw on; ``None`` makes a figure.
-        eps: a normalised entry above it is an activation.
+        embeddings: Shape (n, d), signed or not; rows are normalised here.
+        labels: Shape (n,), classes 0, 1, ..., or -1 for none.
+        dims: The dimensions to show, in this order; None takes the eight of largest
+            `ssl_heads.metrics.expected_activation`.
+        num_images: The strongest images of a row.
+        num_spread: Images of a row from the rest of those that activate it.
+        class_names: Names of the classes, one for each that occurs; None takes their numbers.
+        title: Title of the picture.
+        ax: Axes to draw on; None makes a figure.
+        eps: A normalised entry above it is an activation.
 
     Returns:
         The figure and its axes.
 
     Raises:
-        ImportError: if matplotlib is missing.
-        ValueError: if the shapes do not fit, a row of the embeddings holds NaN or infinity, images are in no range that
+        ImportError: If matplotlib is missing.
+        ValueError: If the shapes do not fit, a row of the embeddings holds NaN or infinity, images are in no range that
             is known, a dimension does not exist, a class has no name, or a number of images is out of range.
 
     Example:
@@ -151,8 +151,8 @@ def top_activating(
     empty = index < 0
     thumbnails = _thumbnails(pixels[index.clamp(min=0).to(pixels.device)], white)
     if classes is not None:
-        nothing = torch.ones(1, 3, device="cpu")  # -1, no class, is the last of the colours
-        colours = torch.cat([class_colours(int(classes.max()) + 1), nothing])
+        white_frame = torch.ones(1, 3, device="cpu")  # label -1 takes the last colour
+        colours = torch.cat([class_colours(int(classes.max()) + 1), white_frame])
         thumbnails = _framed(thumbnails, colours[classes[index.clamp(min=0)]])
     thumbnails[empty] = 1.0
     names = [_name(j, a, classes, class_names, eps) for j, a in zip(rows, activation.unbind(dim=1), strict=True)]
@@ -169,7 +169,7 @@ def top_activating(
     ax.spines[:].set_visible(False)
     if title is not None:
         ax.set_title(title)
-    return ax.figure.figure, ax  # of a part of a figure, the whole
+    return ax.figure.figure, ax  # the figure itself, also where the axes lie in a subfigure
 
 
 def class_colours(num_classes: int) -> Tensor:
@@ -225,7 +225,7 @@ def _thumbnails(images: Tensor, white: float) -> Tensor:
 
 
 def _framed(thumbnails: Tensor, colours: Tensor) -> Tensor:
-    """Put a frame of the given colour (row, column, 3), and white around it, about every thumbnail."""
+    """Every thumbnail in a frame of its colour (row, column, 3), with a white margin around it."""
     height, width = thumbnails.shape[2:4]
     margin, frame = max(1, round(MARGIN * height)), max(1, round(FRAME * height))
     edge = margin + frame
@@ -254,7 +254,7 @@ def _name(
     class_names: Sequence[str] | Mapping[int, str] | None,
     eps: float,
 ) -> str:
-    """What a row is called: its dimension, and the modal class or the reason why it is empty."""
+    """The name of a row: its dimension, and the modal class or the reason why it is empty."""
     support = int((activation > eps).sum())
     if support == 0:
         return f"dim {dim}\n{'only negative' if bool((activation < -eps).any()) else 'never active'}"

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ssl_heads import _check
 from ssl_heads.functional.normalize import safe_normalize
-from ssl_heads.heads.mlp import check_width
 
 
 class MemoryQueue(nn.Module):
@@ -33,7 +32,7 @@ class MemoryQueue(nn.Module):
         size: Rows K.
         dim: Width d of the embeddings.
         start: The rows before any key: ``"nonneg"`` for non-negative heads, ``"signed"`` for others; of length one.
-        dtype: Of the rows; bfloat16 halves the memory.
+        dtype: Dtype of the rows; bfloat16 halves the memory.
 
     Attributes:
         rows: Shape (K, d), the queue for `InfoNCELoss`. No gradient reaches it.
@@ -69,13 +68,13 @@ class MemoryQueue(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        check_width("size", size)
-        check_width("dim", dim)
+        _check.at_least_one("size", size)
+        _check.at_least_one("dim", dim)
         _check.choice("start", start, ("nonneg", "signed"))
         self.start = start
         self.register_buffer("rows", torch.empty(size, dim, dtype=dtype))
         self.register_buffer("ids", torch.empty(size, dtype=torch.long))
-        # one counter tells where to write and how much is filled; on the device, so that enqueue waits for nothing
+        # one counter gives the place of the next row and the filled rows; on the device, enqueue waits for nothing
         self.register_buffer("count", torch.empty(1, dtype=torch.long))
         self.reset_parameters()
 
@@ -93,7 +92,8 @@ class MemoryQueue(nn.Module):
         """How many rows hold keys and not the start; on a GPU this waits for it."""
         return min(int(self.count), len(self.rows))
 
-    @torch.inference_mode(False)  # else what is enqueued there could never be trained against
+    # autograd refuses tensors that inference mode has made, so the queue is written outside of it
+    @torch.inference_mode(False)
     @torch.no_grad()
     def enqueue(self, keys: Tensor, ids: Tensor | None = None) -> None:
         """Put keys of shape (n, d), and optional ids of shape (n,), in the place of the oldest rows."""

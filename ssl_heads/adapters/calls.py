@@ -1,4 +1,4 @@
-"""What the adapters share: how a loss is called, and what a batch of another codebase holds."""
+"""Shared by the adapters: how a loss is called, and how a batch of another codebase is read."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ OTHERS: dict[Takes | None, str] = {
 
 
 def takes(loss: nn.Module) -> Takes | None:
-    """What the loss is called with; a loss of another library does not say."""
+    """The inputs that the loss declares; None for a loss of another library."""
     return getattr(loss, "takes", None)
 
 
 def check_takes(adapter: nn.Module, loss: nn.Module, *accepted: Takes) -> None:
-    """A loss that the codebase behind the adapter has the inputs of."""
+    """Raise `ValueError` for a loss whose inputs the codebase behind the adapter does not have."""
     if takes(loss) not in (None, *accepted):
         raise ValueError(
             f"{type(adapter).__name__} has a place for losses of {' or '.join(accepted)}; {type(loss).__name__} is one "
@@ -78,7 +78,7 @@ def with_penalty(terms: dict[str, Tensor], penalty: Penalty | None) -> dict[str,
 def used_for_nothing(values: Iterable[object]) -> Tensor | float:
     """Zero, with a gradient of zero for each tensor: DistributedDataParallel waits for all that a model returned."""
     tensors = [x for x in values if isinstance(x, Tensor) and x.is_floating_point()]
-    # a sum over no entries stays zero beside infinite ones, and reads nothing
+    # slices without entries: their sum is zero whatever the values, and costs no read
     return sum(x.reshape(-1)[:0].sum() for x in tensors)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_heads.adapters.calls import Penalty, check_takes, total, two_tower_terms, used_for_nothing, with_penalty
-from ssl_heads.adapters.hugging_face_model import ReturnsScale, promise_a_loss
+from ssl_heads.adapters.hugging_face_model import ReturnsScale, set_return_loss
 from ssl_heads.adapters.hugging_face_step import ShareOfStep
 
 
@@ -62,8 +62,9 @@ class HuggingFaceCLIP(nn.Module):
         self.loss, self.penalty, self.accumulation_steps = loss, penalty, accumulation_steps
         self._share_of_step = ShareOfStep(accumulation_steps)
         self._borrowed: tuple[str, ...] = ()
-        self._seen_nan = Afterwards()
-        self._model: tuple[Any] = (self.attach(model),)  # in a tuple: the model's parameters are not this loss's
+        self._seen_nan = DeferredFlag()
+        # a tuple hides the model from nn.Module: its parameters are not the loss's
+        self._model: tuple[Any] = (self.attach(model),)
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Train this model too: ``Trainer(model_init=lambda: compute_loss.attach(build()), ...)``; returns it."""
@@ -78,7 +79,7 @@ class HuggingFaceCLIP(nn.Module):
             )
         self._borrowed = borrowed
         model.register_forward_hook(ReturnsScale(borrowed))
-        promise_a_loss(model)
+        set_return_loss(model)
         return model
 
     def forward(self, outputs: Any, labels: object = None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
@@ -98,7 +99,7 @@ class HuggingFaceCLIP(nn.Module):
     def _scale_and_bias(self, outputs: Any) -> tuple[Tensor, Tensor | None]:
         scale = named(outputs, "logit_scale")
         if scale is not None:
-            return scale.mean(), named(outputs, "logit_bias")  # the replicas of DataParallel return one each
+            return scale.mean(), named(outputs, "logit_bias")  # DataParallel returns one scale a replica
         (model,) = self._model
         if isinstance(outputs, Mapping) and not is_of(outputs, model):
             raise ValueError(
@@ -125,7 +126,7 @@ def named(outputs: Any, name: str) -> Any:
 
 
 def is_of(outputs: Mapping[str, Any], model: Any) -> bool:
-    """Whether the model returned the outputs, before it was attached: its own scale is in their graph."""
+    """Whether the outputs come from the model, not yet attached: its scale is in their graph."""
     logits = outputs.get("logits_per_image")
     if logits is None or not logits.requires_grad or not model.logit_scale.requires_grad:
         return False
@@ -134,7 +135,7 @@ def is_of(outputs: Mapping[str, Any], model: Any) -> bool:
     return gradient is not None
 
 
-class Afterwards:
+class DeferredFlag:
     """A flag that is read without waiting: at once on the CPU, on a GPU in a later call, never on other devices."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What `HuggingFaceCLIP` adds to a model: its scale among its outputs, and a promise that Trainer looks for."""
+"""Changes of `HuggingFaceCLIP` to a model: its scale among the outputs, ``return_loss=True`` in its signature."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ class ReturnsScale:
         found["logit_scale"] = scale + used_for_nothing(read)
         bias: Any = getattr(model, "logit_bias", None)
         if bias is not None and found.get("logit_bias") is None:
-            found["logit_bias"] = bias.clone()  # FSDP2 frees the parameter's own memory after the forward pass
+            found["logit_bias"] = bias.clone()  # FSDP2 frees the parameter after the forward pass
         return with_scale(kind)(**found) if hasattr(kind, "__dataclass_fields__") else kind(found)
 
 
 @cache
 def with_scale(kind: Any) -> type:
-    """The class of the outputs with two more fields, which pytrees rebuild."""
+    """The class of the outputs with two more fields; pytrees rebuild dataclasses."""
     fields = {field: Any for field in ("logit_scale", "logit_bias") if field not in kind.__dataclass_fields__}
     return make_dataclass(kind.__name__, [(name, t, None) for name, t in fields.items()], bases=(kind,))
 
 
-def promise_a_loss(model: nn.Module) -> None:
+def set_return_loss(model: nn.Module) -> None:
     """Trainer evaluates a loss without labels only where the class's forward has the default ``return_loss=True``."""
     kind: Any = type(model)
-    model.__class__ = giving_a_loss(kind)
+    model.__class__ = with_return_loss(kind)
 
 
 @cache
-def giving_a_loss(kind: Any) -> Any:
-    """The class, whose forward says so; called, it does what it did."""
+def with_return_loss(kind: Any) -> Any:
+    """The class with ``return_loss=True`` in the signature of its forward, which is called as before."""
     signature = inspect.signature(kind.forward)
     asked = signature.parameters.get("return_loss")
     if asked is None or asked.default is True:
@@ -76,6 +76,6 @@ def giving_a_loss(kind: Any) -> Any:
 
 
 def rebuilt(kind: Any) -> Any:
-    """An empty model of the class that promises a loss: pickles name the class that can be imported."""
-    promising = giving_a_loss(kind)
-    return promising.__new__(promising)
+    """An empty model of the changed class: pickles name the importable class."""
+    changed = with_return_loss(kind)
+    return changed.__new__(changed)

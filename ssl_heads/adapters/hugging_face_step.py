@@ -22,7 +22,7 @@ class ShareOfStep:
 
     def __init__(self, accumulation_steps: int) -> None:
         self.accumulation_steps = accumulation_steps
-        self._batches, self._loader = 0, 0  # so far in this step, and the identity of their loader
+        self._batches, self._loader = 0, 0  # batches of this step so far, identity of their loader
 
     def __call__(self, labels: Any, num_items: Tensor | int | None) -> Tensor | float:
         """The share of a batch with these labels."""
@@ -91,7 +91,7 @@ def share_of_labels(labels: Tensor, num_items: Any) -> Tensor:
 
 
 def gradient_state() -> Any:
-    """The state of accelerate, if anyone imported it."""
+    """The state of accelerate, None if it is not imported."""
     accelerate = sys.modules.get("accelerate.state")
     return None if accelerate is None else accelerate.GradientState()
 

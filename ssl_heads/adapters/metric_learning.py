@@ -52,7 +52,7 @@ class MetricLearning(nn.Module):
         if labels is None:
             raise ValueError("labels are missing: they say which rows belong together")
         _check.tensor("labels", labels)
-        labels = labels.to(embeddings.device)  # as the package's own losses do
+        labels = labels.to(embeddings.device)  # the package's own losses move them too
         if takes(self.loss) == "labels":
             if ref_emb is not None:
                 raise ValueError(

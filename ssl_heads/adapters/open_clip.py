@@ -20,7 +20,7 @@ class OpenCLIP(nn.Module):
     Args:
         loss: A loss of two views, a `CLIPLoss` or a `SigLIPLoss`.
         penalty: Gives a scalar to add, for instance ``lambda: 3e-5 * head.take_kl()`` of a `GatedHead`.
-        beside: open_clip's own loss, for what it has beside the contrast: ``caption_loss`` of a ``CoCaLoss``,
+        beside: open_clip's own loss, for its terms beside the contrast: ``caption_loss`` of a ``CoCaLoss``,
             ``distill_loss`` of a ``DistillClipLoss``. The contrast is ours, times its ``clip_loss_weight``.
 
     Raises:
@@ -51,10 +51,10 @@ class OpenCLIP(nn.Module):
         logit_scale: Tensor | float,
         logit_bias: Tensor | None = None,
         output_dict: bool = False,
-        # open_clip passes all that its model returns, and models return more from version to version
+        # open_clip passes every output of its model, and newer models have more of them
         **others: Tensor,
     ) -> Tensor | dict[str, Tensor]:
-        """What the model returned to a scalar, or to named terms that open_clip sums and logs."""
+        """The outputs of the model to a scalar, or to named terms that open_clip sums and logs."""
         weight = getattr(self.beside, "clip_loss_weight", 1.0)
         terms = two_tower_terms(self.loss, image_features, text_features, logit_scale, logit_bias)
         terms = {name: weight * term for name, term in terms.items()}

@@ -51,7 +51,7 @@ class SentenceTransformers(nn.Module):
         check_heads(model)
         own = {id(x) for x in (*model.parameters(), *model.buffers())}
         self._lives_in_model = any(id(x) not in own for x in (*loss.parameters(), *loss.buffers()))
-        self._lives_in_model &= isinstance(model, nn.Sequential)  # as every SentenceTransformer is
+        self._lives_in_model &= isinstance(model, nn.Sequential)  # every SentenceTransformer is one
         if isinstance(model, nn.Sequential) and self._lives_in_model:
             put_state(model, loss)
         self.model, self.loss, self.penalty = model, loss, penalty
@@ -83,12 +83,12 @@ class SentenceTransformers(nn.Module):
         return terms if len(terms) > 1 else total(terms)
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What the model card says about the loss."""
+        """The loss as the model card shows it."""
         return {"loss": repr(self.loss)}
 
 
 def put_state(model: nn.Sequential, loss: nn.Module) -> None:
-    """The state of the loss as a last module of the model; where one is there, from an earlier run, it goes on."""
+    """Append the state of the loss to the model; a state of an earlier run goes on in its place."""
     for name, module in model.named_children():
         if isinstance(module, LossState):
             setattr(model, name, module.moved_to(loss))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,25 +17,38 @@ from ssl_heads._numerics import at_least_float32
 
 aten = torch.ops.aten
 
+Surrogate = Literal["gelu", "silu", "softplus", "leaky"]
+Activation = Literal[
+    "relu",
+    "rep_relu",
+    "rep_relu_silu",
+    "rep_relu_softplus",
+    "rep_relu_leaky",
+    "softplus",
+    "sigmoid",
+    "exp",
+    "square",
+]
+
 
 def _silu_backward(grad: Tensor, z: Tensor) -> Tensor:
-    # aten's kernel has no derivative of its own.
+    # in torch's differentiable operators: aten's own kernel has no derivative
     z = at_least_float32(z)
     sigma = torch.sigmoid(z)
     return (grad * (sigma * (1 + z * (1 - sigma)))).to(grad.dtype)
 
 
-# Each entry maps (upstream gradient, z) to upstream gradient * surrogate'(z).
-SURROGATE_GRADIENTS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+# name -> function of (upstream gradient, z): upstream gradient times surrogate'(z)
+SURROGATE_GRADIENTS: Mapping[Surrogate, Callable[[Tensor, Tensor], Tensor]] = {
     "gelu": lambda grad, z: aten.gelu_backward(grad, z),
     "silu": _silu_backward,
-    # Above the threshold the kernel returns 1; at 40 that is exact in float64.
+    # above its threshold the kernel returns 1, exact in float64 from 40 on
     "softplus": lambda grad, z: aten.softplus_backward(grad, z, 1.0, 40.0),
     "leaky": lambda grad, z: aten.leaky_relu_backward(grad, z, 0.01, False),
 }
 
 
-SURROGATES: Mapping[str, Callable[[Tensor], Tensor]] = {
+SURROGATES: Mapping[Surrogate, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "silu": F.silu,
     "softplus": partial(softplus, threshold=40),
@@ -47,11 +60,11 @@ class _RepReLU(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z: Tensor, surrogate: str) -> Tensor:
+    def forward(z: Tensor, surrogate: Surrogate) -> Tensor:
         return torch.relu(z)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
         z, ctx.surrogate = inputs
         ctx.save_for_backward(z)
 
@@ -68,7 +81,7 @@ class _RepReLUForwardMode(_RepReLU):
     generate_vmap_rule = True
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
         _RepReLU.setup_context(ctx, inputs, output)
         ctx.save_for_forward(inputs[0])
 
@@ -78,7 +91,7 @@ class _RepReLUForwardMode(_RepReLU):
         return SURROGATE_GRADIENTS[ctx.surrogate](tangents[0], z)
 
 
-def _rep_relu_in_operators(z: Tensor, surrogate: str) -> Tensor:
+def _rep_relu_in_operators(z: Tensor, surrogate: Surrogate) -> Tensor:
     """The same value and gradient in torch's own operators, for a trace that is saved: a file holds no Python.
 
     Whether gradients are wanted does not change it, because torch checks a trace against one without them.
@@ -88,7 +101,7 @@ def _rep_relu_in_operators(z: Tensor, surrogate: str) -> Tensor:
 
 
 @one_node
-def rep_relu(z: Tensor, surrogate: str = "gelu") -> Tensor:
+def rep_relu(z: Tensor, surrogate: Surrogate = "gelu") -> Tensor:
     r"""Reparameterised ReLU: ReLU forward, the derivative of a smooth surrogate backward.
 
     .. math:: y = \max(z, 0), \qquad \partial y / \partial z := g'(z)
@@ -111,14 +124,14 @@ def rep_relu(z: Tensor, surrogate: str = "gelu") -> Tensor:
     which is itself differentiable (a second derivative is the surrogate's).
 
     Args:
-        z: pre-activations of any shape and floating dtype.
+        z: Pre-activations of any shape and floating dtype.
         surrogate: ``"gelu"``, ``"silu"``, ``"softplus"`` or ``"leaky"``.
 
     Returns:
         Tensor like ``z``, never negative.
 
     Raises:
-        ValueError: if ``surrogate`` is not one of the four names.
+        ValueError: If ``surrogate`` is not one of the four names.
 
     Reference:
         Non-negative Contrastive Learning (ICLR 2024), the reparameterised ReLU of the released code.
@@ -137,7 +150,7 @@ def rep_relu(z: Tensor, surrogate: str = "gelu") -> Tensor:
     return output
 
 
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "rep_relu": rep_relu,
     "rep_relu_silu": partial(rep_relu, surrogate="silu"),
@@ -150,7 +163,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def apply_activation(z: Tensor, name: str) -> Tensor:
+def apply_activation(z: Tensor, name: Activation) -> Tensor:
     """Apply a non-negative activation by name.
 
     ``relu`` and ``rep_relu`` give exact zeros, so embeddings can be sparse. ``rep_relu`` takes gelu's derivative;
@@ -159,14 +172,14 @@ def apply_activation(z: Tensor, name: str) -> Tensor:
     float32, ``square`` above 256 in float16.
 
     Args:
-        z: pre-activations of any shape.
-        name: a name of the table above.
+        z: Pre-activations of any shape.
+        name: A name of the table above.
 
     Returns:
         Tensor like ``z``, never negative.
 
     Raises:
-        ValueError: if the name is unknown; the message lists the names.
+        ValueError: If the name is unknown; the message lists the names.
 
     Example:
         >>> apply_activation(torch.tensor([-1.0, 2.0]), "square")

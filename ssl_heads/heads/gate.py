@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +12,20 @@ from ssl_heads._modes import is_recorded
 from ssl_heads._numerics import at_least_float32
 from ssl_heads._start import reset_parts
 from ssl_heads.functional.gate import bernoulli_kl, concrete_gate, soft_gate, straight_through_gate
-from ssl_heads.heads.mlp import MLP
+from ssl_heads.heads.mlp import MLP, Norm
 
-ESTIMATORS = ("straight_through", "concrete", "soft")
+Estimator = Literal["straight_through", "concrete", "soft"]
+ESTIMATORS = get_args(Estimator)
 
 
 class GatedEmbedding(NamedTuple):
-    """What a :class:`BayesianGate` returns.
+    """The result of a `BayesianGate`.
 
     Attributes:
-        embeddings: ``(..., d)``, the input embeddings times the gate, in their dtype, not normalised.
-        gate: ``(..., d)``, the gate's values in [0, 1].
-        probability: ``(..., d)``, the posterior probability that a gate is open, float32 or wider.
-        kl: scalar, the divergence from the prior: the mean over rows of the sum over dimensions, float32 or wider.
+        embeddings: Shape (..., d), the input embeddings times the gate, in their dtype, not normalised.
+        gate: Shape (..., d), the gate's values in [0, 1].
+        probability: Shape (..., d), the posterior probability that a gate is open, float32 or wider.
+        kl: Scalar, the divergence from the prior: the mean over rows of the sum over dimensions, float32 or wider.
     """
 
     embeddings: Tensor
@@ -58,23 +59,23 @@ class BayesianGate(nn.Module):
     gates are all closed is a zero row; the losses take it.
 
     Args:
-        in_features: width of the features that decide.
-        out_features: width of the embeddings that are gated.
-        hidden_features: width of the gate's hidden layer; ``None`` takes ``in_features``.
-        norm: ``"batch"``, ``"layer"`` or ``None`` (the paper's), on the hidden layer.
-        prior: prior probability :math:`r` that a gate is open, in (0, 1).
-        threshold: :math:`t` in (0, 1).
-        temperature: :math:`T > 0`.
-        estimator: see the table.
-        detach_features: whether the gate's gradients stop at its input.
+        in_features: Width of the features that decide.
+        out_features: Width of the embeddings that are gated.
+        hidden_features: Width of the gate's hidden layer; None takes ``in_features``.
+        norm: ``"batch"``, ``"layer"`` or None (the paper's), on the hidden layer.
+        prior: Prior probability :math:`r` that a gate is open, in (0, 1).
+        threshold: The :math:`t` of the table, in (0, 1).
+        temperature: The :math:`T` of the table, above 0.
+        estimator: See the table.
+        detach_features: Whether the gate's gradients stop at its input.
 
     Shape:
-        features ``(..., in_features)`` and embeddings ``(..., out_features)`` with equal leading dimensions. With
+        Features ``(..., in_features)`` and embeddings ``(..., out_features)`` with equal leading dimensions. With
         ``norm="batch"`` training needs at least two rows; otherwise a batch may be empty, and its divergence is 0.
 
     Raises:
-        ValueError: in the constructor for a value out of range or an unknown name; in forward for shapes that do not
-            fit, or fewer than two rows where batch statistics are needed.
+        ValueError: If a value is out of range or a name unknown; in forward if shapes do not fit, or there are fewer
+            than two rows where batch statistics are needed.
 
     Reference:
         BayesNCL (ICML 2026), Bayesian gated non-negative contrastive learning.
@@ -92,11 +93,11 @@ class BayesianGate(nn.Module):
         out_features: int,
         *,
         hidden_features: int | None = None,
-        norm: str | None = "batch",
+        norm: Norm = "batch",
         prior: float = 0.2,
         threshold: float = 0.5,
         temperature: float = 1.0,
-        estimator: str = "straight_through",
+        estimator: Estimator = "straight_through",
         detach_features: bool = True,
     ) -> None:
         super().__init__()
@@ -116,7 +117,7 @@ class BayesianGate(nn.Module):
         self._check_shapes(features, embeddings)
         logits = self.logits(features.detach() if self.detach_features else features)
         logits = at_least_float32(logits)
-        # The logit of the probability that the gate is open: tempering moves it, except under logistic noise.
+        # the probability of the concrete gate has no temperature, see the table
         posterior = logits if self.estimator == "concrete" else logits / self.temperature
         gate = self._gate(logits, posterior).to(embeddings.dtype)
         return GatedEmbedding(embeddings * gate, gate, torch.sigmoid(posterior), bernoulli_kl(posterior, self.prior))
@@ -142,7 +143,7 @@ class BayesianGate(nn.Module):
         return straight_through_gate(posterior, self.threshold)
 
     def extra_repr(self) -> str:
-        """Name the configuration."""
+        """The configuration."""
         return (
             f"prior={self.prior}, threshold={self.threshold}, temperature={self.temperature}, "
             f"estimator={self.estimator!r}, detach_features={self.detach_features}"

@@ -8,24 +8,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ssl_heads import _check
 from ssl_heads._numerics import at_least_float32
 from ssl_heads.distributed.sharded import whole
-from ssl_heads.heads.mlp import check_width
 
 
 class FeatureImportance(nn.Module):
     r"""Learned importance of each dimension, :math:`s = \mathrm{softplus}(\theta) \ge 0`, one at the start.
 
     It is the diagonal S of tri-factor contrast :math:`z^\top S z'`. Give its parameters to the optimiser, without
-    weight decay (:func:`ssl_heads.optim.param_groups` does both): an importance that is never updated orders nothing.
+    weight decay (`ssl_heads.optim.param_groups` does both): an importance that is never updated orders nothing.
     Adam moves a parameter by about its learning rate a step, and the importances have to spread from 1: a group of
     their own with some ten times the network's rate lets them.
 
     Args:
-        dim: width of the embedding.
+        dim: Width of the embedding.
 
     Raises:
-        ValueError: if ``dim`` is below 1.
+        ValueError: If ``dim`` is below 1.
 
     Reference:
         Tri-factor contrastive learning (NeurIPS 2023), section 3.
@@ -40,7 +40,7 @@ class FeatureImportance(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        check_width("dim", dim)
+        _check.at_least_one("dim", dim)
         self.theta = nn.Parameter(torch.empty(dim))
         self.reset_parameters()
 
@@ -49,13 +49,13 @@ class FeatureImportance(nn.Module):
         nn.init.constant_(self.theta, math.log(math.expm1(1.0)))
 
     def forward(self) -> Tensor:
-        """Return s, shape ``(dim,)``, float32 (float64 for a float64 parameter)."""
+        """The importance s of shape (dim,), float32 (float64 for a float64 parameter)."""
         theta = whole(self.theta)
         return nn.functional.softplus(at_least_float32(theta))
 
     @torch.no_grad()
     def order(self) -> Tensor:
-        """Return the dimensions by descending importance, shape ``(dim,)``; equal ones keep their order.
+        """The dimensions by descending importance, of shape (dim,); equal ones keep their order.
 
         Raises:
             ValueError: If an importance is NaN.
@@ -66,16 +66,16 @@ class FeatureImportance(nn.Module):
         return torch.argsort(theta, descending=True, stable=True)
 
     def extra_repr(self) -> str:
-        """Name the width."""
+        """The width."""
         return f"dim={self.theta.numel()}"
 
 
 class CanonicalEmbedding(NamedTuple):
-    """What :func:`canonicalize` returns.
+    """The result of `canonicalize`.
 
     Attributes:
-        embeddings: ``(..., d)``, reordered and flipped.
-        importance: ``(d,)``, descending.
+        embeddings: Shape (..., d), reordered and flipped.
+        importance: Shape (d,), descending.
     """
 
     embeddings: Tensor
@@ -92,13 +92,13 @@ def canonicalize(embeddings: Tensor, importance: Tensor, reference: Tensor | Non
     throughout stays as it is.
 
     Args:
-        embeddings: ``(..., d)``.
-        importance: ``(d,)``, the s of :class:`FeatureImportance`.
-        reference: ``(n, d)``, rows that decide the signs; ``None`` takes the embeddings themselves. Two towers need one
+        embeddings: Shape (..., d), from tri-factor contrast.
+        importance: Shape (d,), the s of `FeatureImportance`.
+        reference: Shape (n, d), rows that decide the signs; None takes the embeddings themselves. Two towers need one
             common reference, for instance the first tower's embeddings, so that both flip together; so does new data.
 
     Raises:
-        ValueError: if the last dimensions differ, ``importance`` is not one-dimensional, or there is no reference row.
+        ValueError: If the last dimensions differ, ``importance`` is not one-dimensional, or there is no reference row.
 
     Reference:
         Tri-factor contrastive learning (NeurIPS 2023), eq. 11.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -10,16 +11,12 @@ from ssl_heads import _check
 from ssl_heads._modes import is_recorded
 from ssl_heads._start import reset_parts
 
-NORMS: Mapping[str | None, Callable[[int], nn.Module]] = {
+Norm = Literal["batch", "layer"] | None
+NORMS: Mapping[Norm, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm1d,
     "layer": nn.LayerNorm,
     None: nn.Identity,
 }
-
-
-def check_width(name: str, value: int) -> None:
-    """A count of features or layers, at least one."""
-    _check.at_least_one(name, value)
 
 
 def check_features(x: Tensor, width: int) -> None:
@@ -27,7 +24,7 @@ def check_features(x: Tensor, width: int) -> None:
     if is_recorded(x):
         return
     given: object = x
-    if isinstance(given, Mapping):  # the features that sentence-transformers passes from module to module
+    if isinstance(given, Mapping):  # sentence-transformers passes a dict from module to module
         raise ValueError(
             f"expected features (..., {width}); got {type(given).__name__} of {', '.join(map(str, given))}. In a "
             "SentenceTransformer wrap the head: ssl_heads.adapters.SentenceTransformersHead(head)"
@@ -40,16 +37,16 @@ class MLP(nn.Module):
     """Linear layers with normalised ReLU units between them: ``(..., in) -> (..., out)``.
 
     Args:
-        in_features: input width.
-        hidden_features: width of each of the ``num_layers - 1`` hidden layers.
-        out_features: output width.
-        num_layers: number of linear layers; 1 is a single linear map.
-        norm: ``"batch"``, ``"layer"`` or ``None``, on hidden layers only.
-        bias: whether the linear layers have a bias.
+        in_features: Input width.
+        hidden_features: Width of each of the ``num_layers - 1`` hidden layers.
+        out_features: Output width.
+        num_layers: Number of linear layers; 1 is a single linear map.
+        norm: ``"batch"``, ``"layer"`` or None, on hidden layers only.
+        bias: Whether the linear layers have a bias.
 
     Raises:
-        ValueError: on a width or depth below 1 or an unknown norm; in forward, on a wrong last dimension, or on fewer
-            than two rows where batch statistics are needed.
+        ValueError: If a width or the depth is below 1 or the norm unknown; in forward if the last dimension is wrong,
+            or there are fewer than two rows where batch statistics are needed.
     """
 
     def __init__(
@@ -59,14 +56,14 @@ class MLP(nn.Module):
         out_features: int,
         *,
         num_layers: int = 2,
-        norm: str | None = "batch",
+        norm: Norm = "batch",
         bias: bool = True,
     ) -> None:
         super().__init__()
-        check_width("in_features", in_features)
-        check_width("hidden_features", hidden_features)
-        check_width("out_features", out_features)
-        check_width("num_layers", num_layers)
+        _check.at_least_one("in_features", in_features)
+        _check.at_least_one("hidden_features", hidden_features)
+        _check.at_least_one("out_features", out_features)
+        _check.at_least_one("num_layers", num_layers)
         _check.choice("norm", norm, NORMS)
         self.in_features = in_features
         layers: list[nn.Module] = []

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ssl_heads import _check
 from ssl_heads._start import reset_parts
-from ssl_heads.functional.activation import ACTIVATIONS, apply_activation
-from ssl_heads.heads.mlp import MLP, check_features, check_width
+from ssl_heads.functional.activation import ACTIVATIONS, Activation, apply_activation
+from ssl_heads.heads.mlp import MLP, Norm, check_features
 
 
 class NonNegProjection(nn.Module):
@@ -22,22 +22,22 @@ class NonNegProjection(nn.Module):
     0.7 for softplus), so a temperature tuned for signed embeddings may need to be lower.
 
     Args:
-        in_features: width of the backbone's features.
-        hidden_features: width of the hidden layers.
-        out_features: width of the embedding.
-        num_layers: number of linear layers; 1 has no hidden layer.
+        in_features: Width of the backbone's features.
+        hidden_features: Width of the hidden layers.
+        out_features: Width of the embedding.
+        num_layers: Number of linear layers; 1 has no hidden layer.
         activation: ``"rep_relu"``, ``"relu"``, ``"softplus"`` or another name of
-            :func:`ssl_heads.functional.apply_activation`.
-        norm: ``"batch"``, ``"layer"`` or ``None``.
-        bias: whether the linear layers have a bias.
+            `ssl_heads.functional.apply_activation`.
+        norm: ``"batch"``, ``"layer"`` or None.
+        bias: Whether the linear layers have a bias.
 
     Shape:
         ``(..., in_features) -> (..., out_features)``. With ``norm="batch"`` every leading dimension counts as batch,
         and training needs at least two rows; otherwise a batch may be empty.
 
     Raises:
-        ValueError: in the constructor for a width below 1, an unknown activation or norm; in forward for a wrong last
-            dimension, or fewer than two rows where batch statistics are needed.
+        ValueError: If a width is below 1 or the activation or norm unknown; in forward if the last dimension is wrong,
+            or there are fewer than two rows where batch statistics are needed.
 
     Reference:
         Non-negative Contrastive Learning (ICLR 2024), section 4.
@@ -57,8 +57,8 @@ class NonNegProjection(nn.Module):
         out_features: int,
         *,
         num_layers: int = 2,
-        activation: str = "rep_relu",
-        norm: str | None = "batch",
+        activation: Activation = "rep_relu",
+        norm: Norm = "batch",
         bias: bool = True,
     ) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class NonNegProjection(nn.Module):
         reset_parts(self)
 
     def extra_repr(self) -> str:
-        """Name the activation."""
+        """The activation."""
         return f"activation={self.activation!r}"
 
 
@@ -89,17 +89,16 @@ class NonNegLinear(nn.Module):
     ``num_layers=1``, which holds a linear layer. ``x @ layer`` is ``layer(x)``, where a projection may be a matrix.
 
     Args:
-        in_features: input width.
-        out_features: output width.
-        bias: whether there is a bias.
-        activation: as in :class:`NonNegProjection`.
+        in_features: Input width.
+        out_features: Output width.
+        bias: Whether there is a bias.
+        activation: As in `NonNegProjection`.
 
     Shape:
         ``(..., in_features) -> (..., out_features)``.
 
     Raises:
-        ValueError: in the constructor for a width below 1 or an unknown activation; in forward for a wrong last
-            dimension.
+        ValueError: If a width is below 1 or the activation unknown; in forward if the last dimension is wrong.
 
     Example:
         >>> import torch
@@ -107,11 +106,13 @@ class NonNegLinear(nn.Module):
         True
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, activation: str = "rep_relu") -> None:
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, *, activation: Activation = "rep_relu"
+    ) -> None:
         super().__init__()
         _check.choice("activation", activation, ACTIVATIONS)
-        check_width("in_features", in_features)
-        check_width("out_features", out_features)
+        _check.at_least_one("in_features", in_features)
+        _check.at_least_one("out_features", out_features)
         self.in_features, self.out_features, self.activation = in_features, out_features, activation
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None

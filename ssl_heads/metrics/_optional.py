@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 def optional(module: str, package: str, purpose: str) -> ModuleType:
-    """Import a module, or say what to install."""
+    """The module; without it an `ImportError` that says what to install."""
     try:
         return import_module(module)
     except ImportError as error:

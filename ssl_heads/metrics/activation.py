@@ -13,11 +13,11 @@ from ssl_heads.metrics._rows import unit_rows
 
 
 class ExpectedActivation(NamedTuple):
-    """What :func:`expected_activation` returns.
+    """The result of `expected_activation`.
 
     Attributes:
-        per_dimension: ``(d,)``, the expected activation of each dimension.
-        order: ``(d,)``, the dimensions by descending expected activation.
+        per_dimension: Shape (d,), the expected activation of each dimension.
+        order: Shape (d,), the dimensions by descending expected activation.
     """
 
     per_dimension: Tensor
@@ -32,10 +32,10 @@ def expected_activation(features: ArrayLike) -> ExpectedActivation:
     Take it on the training set and keep the leading dimensions, for selection and for truncation.
 
     Args:
-        features: ``(n, d)``; negative entries count as zero. With NaN or infinity the mean is NaN and the order -1.
+        features: Shape (n, d); negative entries count as zero. With NaN or infinity the mean is NaN and the order -1.
 
     Raises:
-        ValueError: if ``features`` is not a non-empty matrix.
+        ValueError: If ``features`` is not a non-empty matrix.
 
     Reference:
         Non-negative Contrastive Learning (ICLR 2024), feature selection.

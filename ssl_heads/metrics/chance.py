@@ -1,4 +1,4 @@
-"""What agreement is worth: the share of the most frequent class in a random subset."""
+"""Agreement by chance: the share of the most frequent class in a random subset."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_heads.metrics._inputs import ArrayLike, as_classes, as_integers
 
-# Labels drawn per power of two of subset sizes. The standard error of the result is below 1e-3 at every size.
+# labels drawn for each power of two of subset sizes: the standard error of the result is below 1e-3 at every size
 DRAWS = 2**19
 
 
@@ -23,14 +23,14 @@ def expected_modal_share(labels: ArrayLike, sizes: ArrayLike) -> Tensor:
     reproducible; sizes 1 and n are exact.
 
     Args:
-        labels: ``(n,)``, classes 0, 1, ...; n counts those that are not -1, which means none.
-        sizes: ``(k,)``, integers from 1 to n.
+        labels: Shape (n,), classes 0, 1, ...; n counts those that are not -1, which means none.
+        sizes: Shape (k,), integers from 1 to n.
 
     Returns:
-        ``(k,)``, float64, on the CPU.
+        Shape (k,), float64, on the CPU.
 
     Raises:
-        ValueError: if a size is not between 1 and n, or labels are not integers.
+        ValueError: If a size is not between 1 and n, or labels are not integers.
 
     Example:
         >>> expected_modal_share(torch.tensor([0, 0, 1, 1]), torch.tensor([1, 4]))

@@ -1,4 +1,4 @@
-"""Class consistency: does a dimension fire for one class?"""
+"""Class consistency: whether a dimension fires for one class."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ssl_heads.metrics.chance import expected_modal_share
 
 
 class ClassConsistency(NamedTuple):
-    """What :func:`class_consistency` returns.
+    """The result of `class_consistency`.
 
     Attributes:
-        mean: mean of ``per_dimension`` over the counted dimensions, the papers' number; NaN if none is counted.
-        weighted_mean: the same, each dimension weighted by its support.
-        chance_corrected: mean of (consistency - chance) / (1 - chance): 0 for labels at random, 1 for one class.
-        per_dimension: ``(d,)``, float64, on the CPU; NaN for a dimension that is not counted.
-        support: ``(d,)``, int64, on the CPU: the number of samples on which a dimension is active.
+        mean: Mean of ``per_dimension`` over the counted dimensions, the papers' number; NaN if none is counted.
+        weighted_mean: The same, each dimension weighted by its support.
+        chance_corrected: Mean of (consistency - chance) / (1 - chance): 0 for labels at random, 1 for one class.
+        per_dimension: Shape (d,), float64, on the CPU; NaN for a dimension that is not counted.
+        support: Shape (d,), int64, on the CPU: the number of samples on which a dimension is active.
     """
 
     mean: float
@@ -53,13 +53,13 @@ def class_consistency(
     evidence.
 
     Args:
-        features: ``(n, d)``; rows are normalised here. With NaN or infinity every number is NaN, and the support -1.
-        labels: ``(n,)``, classes 0, 1, ...; rows with -1 have no label and are left out.
-        eps: magnitude of a normalised entry above which a dimension is active.
-        min_support: least support of a counted dimension, at least 1.
+        features: Shape (n, d); rows are normalised here. With NaN or infinity every number is NaN, and the support -1.
+        labels: Shape (n,), classes 0, 1, ...; rows with -1 have no label and are left out.
+        eps: Magnitude of a normalised entry above which a dimension is active.
+        min_support: Least support of a counted dimension, at least 1.
 
     Raises:
-        ValueError: on shapes or labels that do not fit, ``eps`` not positive or ``min_support`` below 1.
+        ValueError: If shapes or labels do not fit, ``eps`` is not positive or ``min_support`` is below 1.
 
     Reference:
         Non-negative Contrastive Learning (ICLR 2024), section 5; the released code's |.| test.

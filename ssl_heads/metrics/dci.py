@@ -14,13 +14,13 @@ from ssl_heads.metrics.identifiability import refuse_constant
 
 
 class DCI(NamedTuple):
-    """What :func:`dci` returns.
+    """The result of `dci`.
 
     Attributes:
         disentanglement: 1 if every dimension matters for one factor only.
         completeness: 1 if for every factor one dimension only matters.
-        informativeness: mean R^2 of the factors' predictions on the second half of the samples.
-        importance: ``(d, k)``, of each dimension for each factor; every column sums to 1.
+        informativeness: Mean R^2 of the factors' predictions on the second half of the samples.
+        importance: Shape (d, k), of each dimension for each factor; every column sums to 1.
     """
 
     disentanglement: float
@@ -39,13 +39,13 @@ def dci(embeddings: ArrayLike, factors: ArrayLike, *, seed: int = 0) -> DCI:
     dimension i's share of all importance. The trees are fitted on the first half of the samples.
 
     Args:
-        embeddings: ``(n, d)``, in an order that has nothing to do with the factors.
-        factors: ``(n, k)``, continuous. With NaN or infinity in either, every number is NaN.
-        seed: of the trees.
+        embeddings: Shape (n, d), in an order that has nothing to do with the factors.
+        factors: Shape (n, k), continuous. With NaN or infinity in either, every number is NaN.
+        seed: Seed of the trees.
 
     Raises:
-        ValueError: if the numbers of rows differ, there are fewer than four, or a factor does not vary.
-        ImportError: if scikit-learn is missing.
+        ValueError: If the numbers of rows differ, there are fewer than four, or a factor does not vary.
+        ImportError: If scikit-learn is missing.
 
     Reference:
         Eastwood and Williams, A framework for the quantitative evaluation of disentangled representations (ICLR 2018).

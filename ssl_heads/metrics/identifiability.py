@@ -22,14 +22,14 @@ def mean_correlation_coefficient(
     function (``"rank"``). A rotation of the factors scores less, though nothing is lost: see `linear_r2`.
 
     Args:
-        embeddings: ``(n, d)``.
-        factors: ``(n, k)``, the true ones. With d < k, a factor without a dimension counts 0. With NaN or infinity in
+        embeddings: Shape (n, d).
+        factors: Shape (n, k), the true ones. With d < k, a factor without a dimension counts 0. With NaN or infinity in
             either, every number is NaN.
         correlation: ``"linear"`` (Pearson) or ``"rank"`` (Spearman).
 
     Raises:
-        ValueError: if the numbers of rows differ, there is one row, or the correlation is unknown.
-        ImportError: if scipy is missing.
+        ValueError: If the numbers of rows differ, there is one row, or the correlation is unknown.
+        ImportError: If scipy is missing.
 
     Reference:
         Hyvärinen and Morioka, Unsupervised feature extraction by time-contrastive learning (NeurIPS 2016).
@@ -51,11 +51,11 @@ def linear_r2(embeddings: ArrayLike, factors: ArrayLike) -> float:
     1 if the embedding recovers the factors up to an invertible linear map, rotations included.
 
     Args:
-        embeddings: ``(n, d)``, in an order that has nothing to do with the factors.
-        factors: ``(n, k)``. With NaN or infinity in either, the result is NaN.
+        embeddings: Shape (n, d), in an order that has nothing to do with the factors.
+        factors: Shape (n, k). With NaN or infinity in either, the result is NaN.
 
     Raises:
-        ValueError: if the numbers of rows differ, there are fewer than 2 (d + 1) of them, or a factor does not vary.
+        ValueError: If the numbers of rows differ, there are fewer than 2 (d + 1) of them, or a factor does not vary.
 
     Example:
         >>> s = torch.randn(1000, 2)

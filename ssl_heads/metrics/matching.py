@@ -15,12 +15,12 @@ Correlation = Literal["linear", "rank"]
 
 
 class Matching(NamedTuple):
-    """What the matching functions return.
+    """The result of the matching functions.
 
     Attributes:
-        mean: mean of ``per_dimension``.
-        per_dimension: ``(k,)``, the absolute correlation of each matched pair, float64, on the CPU.
-        order: ``(k,)``, the dimension of the first embedding that each pair has; -1 where there was none left.
+        mean: Mean of ``per_dimension``.
+        per_dimension: Shape (k,), the absolute correlation of each matched pair, float64, on the CPU.
+        order: Shape (k,), the dimension of the first embedding that each pair has; -1 where there was none left.
     """
 
     mean: float
@@ -33,16 +33,16 @@ def absolute_correlations(a: ArrayLike, b: ArrayLike, correlation: Correlation =
     """Absolute correlation of every dimension of ``a`` with every dimension of ``b``.
 
     Args:
-        a: ``(n, p)``.
-        b: ``(n, q)``, the same samples.
+        a: Shape (n, p).
+        b: Shape (n, q), the same samples.
         correlation: ``"linear"`` (Pearson) or ``"rank"`` (Spearman, ties share their mean rank).
 
     Returns:
-        Shape ``(p, q)``, float64, on the CPU. A constant dimension correlates with nothing: 0. With NaN or infinity in
+        Shape (p, q), float64, on the CPU. A constant dimension correlates with nothing: 0. With NaN or infinity in
         ``a`` or ``b`` every entry is NaN.
 
     Raises:
-        ValueError: if the numbers of rows differ, there is one row, or the correlation is unknown.
+        ValueError: If the numbers of rows differ, there is one row, or the correlation is unknown.
 
     Example:
         >>> x = torch.tensor([[0.0, 1.0], [1.0, 5.0], [2.0, 6.0]])
@@ -75,10 +75,10 @@ def ranks(x: Tensor) -> Tensor:
     """Ranks 0, 1, ... within each column; equal values share their mean rank.
 
     Args:
-        x: ``(n, d)``.
+        x: Shape (n, d).
 
     Returns:
-        Shape ``(n, d)``, float64, on the CPU.
+        Shape (n, d), float64, on the CPU.
 
     Example:
         >>> ranks(torch.tensor([[3.0], [1.0], [3.0]])).T
@@ -100,16 +100,16 @@ def match_by_search(a: ArrayLike, b: ArrayLike, correlation: Correlation = "line
     agreement too: compare with the value for unrelated embeddings of the same size.
 
     Args:
-        a: ``(n, p)``.
-        b: ``(n, q)``, the same samples. With p < q, dimensions of ``b`` that are left alone count 0.
+        a: Shape (n, p).
+        b: Shape (n, q), the same samples. With p < q, dimensions of ``b`` that are left alone count 0.
         correlation: ``"linear"`` or ``"rank"``.
 
     Returns:
         One pair for each dimension of ``b``, in its order. With NaN or infinity every number is NaN, and the order -1.
 
     Raises:
-        ValueError: if the numbers of rows differ, there is one row, or the correlation is unknown.
-        ImportError: if scipy is missing.
+        ValueError: If the numbers of rows differ, there is one row, or the correlation is unknown.
+        ImportError: If scipy is missing.
 
     Example:
         >>> z = torch.randn(100, 3)
@@ -140,10 +140,10 @@ def match_by_importance(
     of the ten most important dimensions.
 
     Args:
-        a: ``(n, d)``, the first run's embeddings.
-        importance_a: ``(d,)``, for instance of `ssl_heads.FeatureImportance`, or any score.
-        b: ``(n, d)``, the second run's, of the same samples.
-        importance_b: ``(d,)``.
+        a: Shape (n, d), the first run's embeddings.
+        importance_a: Shape (d,), for instance of `ssl_heads.FeatureImportance`, or any score.
+        b: Shape (n, d), the second run's, of the same samples.
+        importance_b: Shape (d,).
         correlation: ``"linear"`` or ``"rank"``.
 
     Returns:
@@ -151,7 +151,7 @@ def match_by_importance(
         the order -1.
 
     Raises:
-        ValueError: if shapes do not fit or the correlation is unknown.
+        ValueError: If shapes do not fit or the correlation is unknown.
 
     Example:
         >>> z, s = torch.randn(100, 3), torch.tensor([3.0, 2.0, 1.0])
@@ -174,6 +174,6 @@ def match_by_importance(
 
 
 def _unknown(count: int) -> Matching:
-    """What is known of embeddings that hold NaN."""
+    """The result for embeddings that hold NaN."""
     unknown = torch.full((count,), math.nan, dtype=torch.float64, device="cpu")
     return Matching(math.nan, unknown, torch.full_like(unknown, -1, dtype=torch.int64))

@@ -22,17 +22,17 @@ def knn_accuracy(
     Votes are equal; among tied classes the smallest wins. At most 2**24 similarities are held at a time.
 
     Args:
-        train_features: ``(m, d)``.
-        train_labels: ``(m,)``, classes 0, 1, ...; rows with -1 have no label and do not vote.
-        features: ``(n, d)``.
-        labels: ``(n,)``, classes 0, 1, ...; rows with -1 have no label and are not scored.
-        k: number of neighbours, at most m.
+        train_features: Shape (m, d).
+        train_labels: Shape (m,), classes 0, 1, ...; rows with -1 have no label and do not vote.
+        features: Shape (n, d).
+        labels: Shape (n,), classes 0, 1, ...; rows with -1 have no label and are not scored.
+        k: Number of neighbours, at most m.
 
     Returns:
         The share of rows classified correctly; NaN if a row of either holds NaN or infinity.
 
     Raises:
-        ValueError: on shapes or labels that do not fit, or ``k`` outside 1 to m.
+        ValueError: If shapes or labels do not fit, or ``k`` is not in 1 to m.
 
     Example:
         >>> x, y = torch.eye(3), torch.arange(3)
@@ -50,7 +50,7 @@ def knn_accuracy(
     keys, queries = unit_rows(known), unit_rows(x)
     chunk = max(MAX_SIMILARITIES // len(keys), 1)
     correct = 0
-    with torch.autocast(keys.device.type, enabled=False):  # neighbours in half precision are others
+    with torch.autocast(keys.device.type, enabled=False):  # half precision would change the neighbours
         for query, label in zip(torch.split(queries, chunk), torch.split(y, chunk), strict=True):
             neighbours = (query @ keys.T).topk(k, dim=1).indices
             vote = classes[neighbours].mode(dim=1).values

@@ -15,13 +15,13 @@ def effective_rank(features: ArrayLike) -> float:
     .. math:: \exp\Bigl(-\sum_k p_k \log p_k\Bigr), \qquad p_k = \sigma_k / \sum_l \sigma_l
 
     Args:
-        features: ``(n, d)``, taken as it is: neither centred nor normalised.
+        features: Shape (n, d), taken as it is: neither centred nor normalised.
 
     Returns:
         A number between 1 and min(n, d); 0 if every entry is zero, NaN if one is NaN or infinite.
 
     Raises:
-        ValueError: if ``features`` is not a non-empty matrix.
+        ValueError: If ``features`` is not a non-empty matrix.
 
     Reference:
         Roy and Vetterli, The effective rank (2007).

@@ -15,14 +15,14 @@ def sparsity(features: ArrayLike, eps: float = EPS) -> float:
     .. math:: \frac{1}{n d} \sum_{ij} 1\bigl[\,|q_{ij}| \le \varepsilon\,\bigr], \qquad q_i = f_i / \lVert f_i \rVert_2
 
     Args:
-        features: ``(n, d)``, signed or not; rows are normalised here. A zero row is all zeros.
-        eps: magnitude of a normalised entry above which a dimension is active; the others count as zero.
+        features: Shape (n, d), signed or not; rows are normalised here. A zero row is all zeros.
+        eps: Magnitude of a normalised entry above which a dimension is active; the others count as zero.
 
     Returns:
         A number in [0, 1]; one minus the density. NaN if an entry is NaN or infinite.
 
     Raises:
-        ValueError: if ``features`` is not a non-empty matrix, or ``eps`` is not positive.
+        ValueError: If ``features`` is not a non-empty matrix, or ``eps`` is not positive.
 
     Reference:
         Non-negative Contrastive Learning (ICLR 2024), section 5.
@@ -43,14 +43,14 @@ def alive_dimensions(features: ArrayLike, eps: float = EPS) -> float:
     .. math:: \sum_j \max_i 1\bigl[\,|q_{ij}| > \varepsilon\,\bigr], \qquad q_i = f_i / \lVert f_i \rVert_2
 
     Args:
-        features: ``(n, d)``, signed or not; rows are normalised here.
-        eps: magnitude of a normalised entry above which a dimension is active.
+        features: Shape (n, d), signed or not; rows are normalised here.
+        eps: Magnitude of a normalised entry above which a dimension is active.
 
     Returns:
         A whole number, an int; NaN if an entry is NaN or infinite.
 
     Raises:
-        ValueError: if ``features`` is not a non-empty matrix, or ``eps`` is not positive.
+        ValueError: If ``features`` is not a non-empty matrix, or ``eps`` is not positive.
 
     Example:
         >>> import torch

@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_heads.functional.activation import ACTIVATIONS, SURROGATE_GRADIENTS, apply_activation, rep_relu
+from ssl_heads.functional.activation import (
+    ACTIVATIONS,
+    SURROGATE_GRADIENTS,
+    Activation,
+    Surrogate,
+    apply_activation,
+    rep_relu,
+)
 from tests.checks import assert_gradient_close, relative_error
 
 SURROGATES = {"gelu": F.gelu, "silu": F.silu, "softplus": lambda z: F.softplus(z, threshold=60), "leaky": F.leaky_relu}
@@ -137,6 +146,10 @@ def test_autocast(dtype: torch.dtype) -> None:
 def test_no_activation_is_negative(name: str) -> None:
     z = torch.cat([torch.linspace(-50, 50, 1001), torch.tensor([0.0, -0.0])])
     assert (apply_activation(z, name) >= 0).all()
+
+
+def test_the_types_name_the_rows_of_the_tables() -> None:
+    assert (get_args(Activation), get_args(Surrogate)) == (tuple(ACTIVATIONS), tuple(SURROGATE_GRADIENTS))
 
 
 def test_names_carry_the_surrogates() -> None:
