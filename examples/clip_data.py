@@ -24,7 +24,8 @@ from torchvision.transforms.functional import to_pil_image
 class Pair(NamedTuple):
     """An image, unread, and what is said about it."""
 
-    place: str  # where the image lies: equal for all captions of one image
+    place: str  # where the image lies, as it was given
+    image: str  # the file itself, whatever link or path leads to it: equal for all captions of one image
     read: Callable[[], Image.Image]
     caption: str
     concept: str  # all pairs of a concept are held out together, and no two of them meet as negatives
@@ -74,7 +75,7 @@ def one_concept_an_image(pairs: Sequence[Pair]) -> list[Pair]:
         return node
 
     for pair in pairs:
-        parent[root(("image", pair.place))] = root(("concept", pair.concept))
+        parent[root(("image", pair.image))] = root(("concept", pair.concept))
     first: dict[tuple[str, str], str] = {}
     return [p._replace(concept=first.setdefault(root(("concept", p.concept)), p.concept)) for p in pairs]
 
@@ -82,7 +83,7 @@ def one_concept_an_image(pairs: Sequence[Pair]) -> list[Pair]:
 def from_openmoji(drawn: openmoji.Pairs) -> list[Pair]:
     columns = zip(drawn.names, drawn.concepts, drawn.groups, strict=True)
     return [
-        Pair(f"openmoji: {name}", partial(to_pil_image, drawn.images[i]), name, concept, group)
+        Pair(f"openmoji: {name}", name, partial(to_pil_image, drawn.images[i]), name, concept, group)
         for i, (name, concept, group) in enumerate(columns)
     ]
 
@@ -95,10 +96,14 @@ def from_csv(path: str, columns: Columns = DETECTED) -> list[Pair]:
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     pairs, line = [], 0
     try:
-        missing = [name for name in (image_name, caption_name) if name not in (rows.fieldnames or ())]
+        header = rows.fieldnames or ()
+        missing = [name for name in (image_name, caption_name) if name not in header]
         if missing:
             options = "--csv-img-key, --csv-caption-key and --csv-separator name others"
             raise ValueError(f"{path}: no column {' and '.join(missing)}; it has {rows.fieldnames}; {options}")
+        twice = [name for name in (image_name, caption_name) if list(header).count(name) > 1]
+        if twice:
+            raise ValueError(f"{path}: {header} name {' and '.join(twice)} twice; give each column a name of its own")
         line = rows.line_num
         for row in rows:
             line = rows.line_num
@@ -108,7 +113,7 @@ def from_csv(path: str, columns: Columns = DETECTED) -> list[Pair]:
             if not image or not caption:
                 raise ValueError(f"{path}, line {line}: image or caption is empty")
             place = os.path.normpath(Path(path).parent / image)
-            pairs.append(pair(place, partial(Image.open, place), caption, row))
+            pairs.append(pair(place, os.path.realpath(place), partial(Image.open, place), caption, row))
     except csv.Error as error:  # an open quote takes all that follows for one field
         raise ValueError(
             f"{path}, line {line + 1}: {error}; is a quote open, or not doubled inside a field?"
@@ -156,24 +161,28 @@ def from_folder(path: str) -> list[Pair]:
         if not caption.strip():
             raise ValueError(f"{text}: the caption is empty")
         group = "" if image.parent == root else image.parent.name
-        pairs.append(pair(str(image), partial(Image.open, image), caption, {"group": group}))
+        pairs.append(pair(str(image), os.path.realpath(image), partial(Image.open, image), caption, {"group": group}))
     return some(pairs, path, f"images ({', '.join(sorted(IMAGES))})")
 
 
 def from_tar(pattern: str) -> list[Pair]:
     """WebDataset shards: an image and NAME.txt or NAME.json with caption, and perhaps concept and group."""
     shards = sorted(Path(pattern).parent.glob(Path(pattern).name))
-    pairs, images, silent = [], 0, []
+    pairs, images, silent, dotted = [], 0, [], []
     for shard in shards:
         for name, members in samples_of(shard).items():
             image = next((m for extension, m in members.items() if extension in IMAGES), None)
             if image is None:
+                dotted += [f"{shard}:{m.name}" for extension, m in members.items() if Path(extension).suffix in IMAGES]
                 continue
             captions, columns = words(shard, name, members)
             place, read = f"{shard}:{image.name}", partial(image_in, shard, image)
-            pairs += [pair(place, read, caption, columns) for caption in captions]
+            pairs += [pair(place, f"{shard.resolve()}:{image.name}", read, one, columns) for one in captions]
             images += 1
             silent += [] if captions else [place]
+    if dotted:
+        rule = "what follows the first dot of a name is its extension"
+        print(f"skipped {len(dotted)} images, such as {dotted[0]}: {rule}", file=sys.stderr)
     if silent:
         what = f"skipped {len(silent)} of {images} images, whose caption is null or empty: {silent[0]}"
         print(what if len(silent) == 1 else f"{what} to {silent[-1]}", file=sys.stderr)
@@ -181,14 +190,18 @@ def from_tar(pattern: str) -> list[Pair]:
 
 
 def samples_of(shard: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
-    """The members of every sample by their extensions. Hidden ones are none: macOS puts ._a.png beside a.png."""
+    """The members of every sample by their extensions; an extension begins at the first dot, as WebDataset's does.
+
+    Hidden members are left out: macOS puts ._a.png beside a.png.
+    """
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
         with tarfile.open(shard, "r:") as tar:  # a compressed shard cannot be read from the middle
             for member in filter(tarfile.TarInfo.isfile, tar):
-                name, _, extension = member.name.rpartition(".")
+                folder, _, file = member.name.rpartition("/")
+                name, _, extension = file.partition(".")
                 if not any(part.startswith(".") for part in Path(member.name).parts):
-                    samples.setdefault(name, {})[f".{extension.lower()}"] = member
+                    samples.setdefault(f"{folder}/{name}".lstrip("/"), {})[f".{extension.lower()}"] = member
     except (OSError, tarfile.TarError) as error:
         raise ValueError(f"{shard}: {error}") from error
     return samples
@@ -201,6 +214,9 @@ def words(shard: Path, name: str, members: dict[str, tarfile.TarInfo]) -> tuple[
     try:
         if ".json" in members:
             content = json.loads(member_of(shard, members[".json"]))
+            content = {} if content is None else content
+            if not isinstance(content, dict):
+                raise ValueError(f'the .json must hold an object such as {{"caption": "a cat"}}, got {content!r:.60}')
             columns = {key: str(content[key]) for key in ("concept", "group") if content.get(key) is not None}
             if "caption" in content:
                 given = content["caption"] if isinstance(content["caption"], list) else [content["caption"]]
@@ -208,15 +224,15 @@ def words(shard: Path, name: str, members: dict[str, tarfile.TarInfo]) -> tuple[
         if ".txt" in members:
             text = member_of(shard, members[".txt"]).decode("utf-8-sig")
             given = [text] if text.strip() or not given else given
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"{shard}:{name}: {error}") from error
     if not given:
         raise ValueError(f"{shard}:{name}: no caption; put it into {name}.txt, or into {name}.json as caption")
-    strange = [caption for caption in given if not isinstance(caption, str | int | float | None)]
+    given = [None if caption != caption else caption for caption in given]  # NaN is pandas' null
+    strange = [caption for caption in given if not isinstance(caption, str | None)]
     if strange:
         raise ValueError(f"{shard}:{name}: a caption is a text, or a list of texts; got {strange[0]!r}")
-    spoken = [str(caption) for caption in given if caption is not None and caption == caption]  # NaN is pandas' null
-    return list(dict.fromkeys(caption for caption in spoken if caption.strip())), columns
+    return list(dict.fromkeys(caption for caption in given if caption and caption.strip())), columns
 
 
 def member_of(shard: Path, member: tarfile.TarInfo) -> bytes:
@@ -233,9 +249,10 @@ def image_in(shard: Path, member: tarfile.TarInfo) -> Image.Image:
     return Image.open(io.BytesIO(member_of(shard, member)))
 
 
-def pair(place: str, read: Callable[[], Image.Image], caption: str, row: dict[str, str]) -> Pair:
+def pair(place: str, image: str, read: Callable[[], Image.Image], caption: str, row: dict[str, str]) -> Pair:
     caption = " ".join(caption.split())
-    return Pair(place, read, caption, (row.get("concept") or "").strip() or caption, (row.get("group") or "").strip())
+    concept, group = ((row.get(name) or "").strip() for name in ("concept", "group"))
+    return Pair(place, image, read, caption, concept or caption, group)
 
 
 def some(pairs: list[Pair], place: str, what: str) -> list[Pair]:

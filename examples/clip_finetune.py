@@ -30,7 +30,16 @@ from clip_data import Pair
 from clip_gradient import Precision
 from clip_inputs import Source, Streamed
 from clip_towers import Towers
-from common import Checkpoint, check_device, check_picture, digest, interrupt_after_step, one_line_errors
+from common import (
+    Checkpoint,
+    Refused,
+    check_device,
+    check_picture,
+    digest,
+    interrupt_after_step,
+    one_line_errors,
+    writable_folder,
+)
 from images import square
 from simclr import markdown, warmup_then_cosine
 from torch import Tensor, nn
@@ -73,27 +82,35 @@ def fit(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_then_cosine(step / len(plan)))
     stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": precision.scaler}
     step, seconds = kept.restore(arm, stateful)
-    batches_an_epoch, clamped = len(plan) // args.epochs, 0
+    if not 0 <= step <= len(plan):
+        raise Refused(f"{kept.path} is at step {step} of {len(plan)}: it does not fit; remove it or name another")
+    batches_an_epoch, clamped, alone = len(plan) // args.epochs, 0, 0
 
     start = time.perf_counter() - seconds
     model.train()
     with tqdm(total=len(plan), initial=step, desc=f"{arm:>9}", unit="step") as bar, interrupt_after_step() as interrupt:
-        for (_, image, text), (_, seed) in zip(source.batches(plan[step:]), plan[step:], strict=True):
+        for (index, image, text), (_, seed) in zip(source.batches(plan[step:]), plan[step:], strict=True):
             torch.manual_seed(seed)
             optimizer.zero_grad()
-            both = (model.image, model.text)
-            loss = clip_gradient.backward(both, (image, text), model.loss, args.micro_batch, precision)
-            precision.scaler.step(optimizer)
-            precision.scaler.update()
-            clamped += model.clamp_scale()
-            scheduler.step()
+            if len(index) > 1:
+                loss = clip_gradient.backward(
+                    (model.image, model.text), (image, text), model.loss, args.micro_batch, precision
+                )
+                precision.scaler.step(optimizer)
+                precision.scaler.update()
+                clamped += model.clamp_scale()
+                scheduler.step()
+                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            else:  # one pair has no negative
+                alone += 1
             step += 1
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             bar.update()
             if interrupt.is_set() or step % batches_an_epoch == 0:
                 kept.save(arm, stateful, step, time.perf_counter() - start)
             if interrupt.is_set():
                 raise KeyboardInterrupt
+    if alone:
+        print(f"{arm}: {alone} batches had one readable image, and were left out", file=sys.stderr)
     if clamped:
         coldest, warmest = TEMPERATURES
         print(f"{arm}: the temperature was held in {coldest} to {warmest} in {clamped} steps", file=sys.stderr)
@@ -243,6 +260,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--pretrained {args.pretrained} is of a model of open_clip; name it with --model")
     if args.checkpoint is not None and args.checkpoint.is_dir():
         raise ValueError(f"--checkpoint must be a file, and {args.checkpoint} is a folder")
+    if not args.stream:
+        writable_folder(args.cache / "stems.pt")
     check_picture(args.picture)
     check_device(args.device)
     coldest, warmest = TEMPERATURES

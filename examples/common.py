@@ -7,9 +7,10 @@ import importlib.util
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,12 @@ def writable_folder(path: Path) -> None:
     """Make the folder of a file that will be written, now rather than after an hour."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):  # permissions do not tell: some file systems take no files
+            pass
     except OSError as error:
         raise Refused(f"{path} cannot be written: {error}") from error
     if path.is_dir():
         raise Refused(f"{path} is a folder; name a file")
-    if not os.access(path.parent, os.W_OK):
-        raise Refused(f"{path} cannot be written: no permission in {path.parent}")
 
 
 def read(path: Path) -> Any:
@@ -87,7 +88,8 @@ def write(content: Any, path: Path) -> None:
         torch.save(content, part)
         os.replace(part, path)
     except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # below a file there is nothing to remove
+            part.unlink(missing_ok=True)
         raise Refused(f"{path} cannot be written: {error}") from error
 
 

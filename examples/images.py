@@ -116,7 +116,9 @@ def image_files(root: Path) -> list[Path]:
     """The images below a folder, sorted. Hidden ones are none: macOS puts `._a.png` beside a.png."""
     found = []
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        above = Path(folder).resolve()
+        within = [above, *above.parents]  # a link to one of these would be followed for ever
+        subfolders[:] = [n for n in subfolders if not n.startswith(".") and Path(folder, n).resolve() not in within]
         found += [Path(folder, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in IMAGES]
     return sorted(found)
 

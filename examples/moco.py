@@ -89,6 +89,8 @@ def main(argv: list[str] | None = None) -> tuple[MoCo, list[float]]:
                 same_settings(args.checkpoint, written_with, settings)
                 model.load_state_dict(weights)
                 optimizer.load_state_dict(moments)
+        if rank == 0 and len(history) > args.epochs:
+            print(f"{args.checkpoint} has {len(history)} epochs, more than --epochs {args.epochs}: nothing is trained")
         for epoch in range(len(history), args.epochs):
             same = torch.Generator().manual_seed(epoch)  # batches and shuffles are the same on every rank
             torch.manual_seed(epoch * world + rank)  # views are its own

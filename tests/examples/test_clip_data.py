@@ -79,6 +79,12 @@ def test_a_csv_that_cannot_be_read_is_named_with_its_line(content: bytes, messag
         clip_data.load("csv:pairs.csv", 32, None)
 
 
+def test_a_column_that_is_named_twice_is_refused(here: Path):
+    (here / "pairs.csv").write_text("image,caption,caption\na.png,a,b\n")
+    with pytest.raises(ValueError, match=r"pairs\.csv: .* name caption twice"):
+        clip_data.load("csv:pairs.csv", 32, None)
+
+
 def test_options_of_a_csv_are_of_a_csv(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(ValueError, match=r"--csv-img-key, .* are of csv:PATH, not of 'folder:x'"):
         clip_data.load("folder:x", 32, None, Columns(image="photo"))
@@ -117,7 +123,9 @@ def shard(path: Path, **members: str | bytes | object) -> None:
         ({"a__txt": "\ufeffa cat\nasleep"}, ["a cat asleep"]),
         ({"a__json": b"\xef\xbb\xbf" + b'{"caption": "a cat"}'}, ["a cat"]),
         ({"a__json": {"caption": ["a cat", None, "an animal", " ", "a cat"]}}, ["a cat", "an animal"]),
-        ({"a__json": {"caption": 7, "concept": None}}, ["7"]),
+        ({"a__txt": "a cat", "a__json": None}, ["a cat"]),
+        ({"a__txt": "a cat", "a__seg__png": b"mask", "a__cls__txt": "7"}, ["a cat"]),
+        ({"a__json": {"caption": "a cat", "concept": None}}, ["a cat"]),
         ({"a__TXT": "a cat"}, ["a cat"]),
         ({"a__txt": "a cat", "macos_a__png": b"\0", "macos_a__txt": b"\xff\xff"}, ["a cat"]),
     ],
@@ -147,7 +155,11 @@ def test_null_captions_are_skipped_and_counted(here: Path, capsys: pytest.Captur
         ({}, r"x\.tar:a: no caption; put it into a\.txt"),
         ({"a__json": {"text": "a cat"}}, r"x\.tar:a: no caption; put it into a\.txt"),
         ({"a__json": {"caption": {"en": "a cat"}}}, r"x\.tar:a: a caption is a text, or a list of texts; got \{'en'"),
-        ({"a__json": ["a cat"]}, r"x\.tar:a: 'list' object"),
+        ({"a__json": {"caption": 7}}, r"x\.tar:a: a caption is a text, or a list of texts; got 7"),
+        ({"a__json": {"caption": True}}, r"x\.tar:a: a caption is a text, or a list of texts; got True"),
+        ({"a__json": ["a cat"]}, r"x\.tar:a: the \.json must hold an object such as .* got \['a cat'\]"),
+        ({"a__json": b'"a cat"'}, r"x\.tar:a: the \.json must hold an object such as .* got 'a cat'"),
+        ({"a__json": b"null"}, r"x\.tar:a: no caption; put it into a\.txt"),
         ({"a__json": b"{"}, r"x\.tar:a: Expecting"),
         ({"a__txt": b"caf\xe9"}, r"x\.tar:a: 'utf-8' codec can't decode"),
         ({"a__json": {"caption": None}}, r"x\.tar: no captions in \.tar files"),
@@ -189,3 +201,26 @@ def test_images_that_share_a_caption_or_a_concept_are_one_concept_too(here: Path
     assert len({p.concept for p in coco(here, 6, shared="a photo")}) == 1
     (here / "own.csv").write_text("image,caption,concept\na,x,cat\na,y,pet\nb,z,pet\nc,x,dog\nd,w,cow\n")
     assert [p.concept for p in clip_data.load("csv:own.csv", 32, None)] == ["cat", "cat", "cat", "dog", "cow"]
+
+
+def test_one_image_by_other_paths_is_one_concept(here: Path):
+    (here / "a.png").write_bytes(b"")
+    (here / "link.png").symlink_to("a.png")
+    (here / "folder").mkdir()
+    (here / "folder" / "link.png").symlink_to("../a.png")
+    (here / "own.csv").write_text(f"image,caption\na.png,x\n{here}/a.png,y\nlink.png,z\nfolder/link.png,w\nb.png,v\n")
+    assert [p.concept for p in clip_data.load("csv:own.csv", 32, None)] == ["x", "x", "x", "x", "v"]
+    assert len({p.concept for p in clip_data.load("folder:.", 32, None)}) == 1
+
+
+def test_a_folder_that_links_to_itself_is_read_once(here: Path):
+    (here / "own" / "deep").mkdir(parents=True)
+    (here / "own" / "a.png").write_bytes(b"")
+    (here / "own" / "deep" / "again").symlink_to(here / "own")
+    assert captions("folder:own") == [("a.png", "a")]
+
+
+def test_an_image_with_a_dot_in_its_name_is_said(here: Path, capsys: pytest.CaptureFixture[str]):
+    shard(here / "x.tar", a__png=b"png", a__txt="a cat", **{"b__v1__png": b"png", "b__v1__txt": "a dog"})
+    assert captions("tar:x.tar") == [("x.tar:a.png", "a cat")]
+    assert "skipped 1 images, such as x.tar:b.v1.png" in capsys.readouterr().err

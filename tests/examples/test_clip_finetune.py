@@ -267,6 +267,32 @@ def test_a_broken_image_is_skipped_counted_and_listed(own: Path, kind: str, caps
     assert "06.png (" in printed.err
 
 
+def test_a_batch_with_one_readable_image_is_left_out_and_said(own: Path, capsys: pytest.CaptureFixture[str]):
+    options = ["--data", "csv:own.csv", "--stream", "--batch-size", "2", "--epochs", "1", "--device", "cpu"]
+    args = clip_finetune.parse([*TINY, *options, "--arms", "nonneg"])
+    judge, towers, _, checkpoint = clip_finetune.prepare(args)
+    broken = next(i for i, pair in enumerate(judge.pairs) if pair.place.endswith("06.png"))
+    others = [i for i in range(len(judge.pairs)) if i != broken]
+    before = clip_finetune.ARMS["nonneg"](towers, args)
+    model, _ = clip_finetune.fit(
+        "nonneg", towers, judge.source, [([broken, others[0]], 0), (others[1:3], 1)], args, checkpoint
+    )
+    assert "nonneg: 1 batches had one readable image, and were left out" in capsys.readouterr().err
+    assert not torch.equal(next(model.image_head.parameters()), next(before.image_head.parameters()))
+
+
+def test_a_checkpoint_beyond_the_plan_is_refused(own: Path):
+    options = ["--data", "csv:own.csv", "--batch-size", "12", "--epochs", "1", "--device", "cpu", "--arms", "nonneg"]
+    run = [*TINY, *options, "--checkpoint", "beyond.pt"]
+    clip_finetune.main(run)
+    saved = torch.load("beyond.pt")
+    for step in (99, -1):
+        saved["arms"]["nonneg"]["step"] = step
+        torch.save(saved, "beyond.pt")
+        with pytest.raises(SystemExit, match=rf"^error: beyond\.pt is at step {step} of 2: .* remove it"):
+            clip_finetune.main(run)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_open_clip_model_is_fine_tuned_from_streamed_images(
     own: Path, precision: str, capsys: pytest.CaptureFixture[str]
@@ -322,6 +348,8 @@ def test_an_open_clip_model_is_fine_tuned_from_streamed_images(
         (["--data", "csv:comma.csv"], r"comma\.csv, line 2: more fields than columns; quote"),
         (["--data", "tar:zipped.tar"], r"zipped\.tar: "),
         (["--picture", "named.pn"], r"--picture must end in \.png, .* got named\.pn"),
+        (["--picture", "/proc/named.png"], r"/proc/named\.png cannot be written"),
+        (["--cache", "own.csv"], r"own\.csv.stems\.pt cannot be written"),
         (["--checkpoint", "own"], r"--checkpoint must be a file, and own is a folder"),
         (["--data", "folder:nowhere"], r"nowhere: no images \("),
         (["--data", "folder:silent"], r"silent.a\.txt: the caption is empty"),
@@ -389,7 +417,7 @@ def test_mistakes_end_in_one_line_that_names_the_place(own: Path, options: list[
 
 # ------------------------------------------------------------------------------------------------------- the plan
 def test_held_out_concepts_take_all_their_pairs_along():
-    pairs = [clip_data.Pair("", lambda: None, str(i), f"concept {i % 7}", "") for i in range(50)]  # type: ignore[arg-type]
+    pairs = [clip_data.Pair("", "", lambda: None, str(i), f"concept {i % 7}", "") for i in range(50)]  # type: ignore[arg-type]
     train, test = clip_data.hold_out(pairs, 0.3, seed=0)
     assert sorted(train + test) == list(range(50))
     assert not {pairs[i].concept for i in train} & {pairs[i].concept for i in test}
@@ -400,7 +428,7 @@ def test_held_out_concepts_take_all_their_pairs_along():
 
 
 def test_an_epoch_takes_one_pair_of_every_concept():
-    pairs = [clip_data.Pair("", lambda: None, str(i), f"concept {i % 8}", "") for i in range(80)]  # type: ignore[arg-type]
+    pairs = [clip_data.Pair("", "", lambda: None, str(i), f"concept {i % 8}", "") for i in range(80)]  # type: ignore[arg-type]
     args = clip_finetune.parse(["--epochs", "3", "--batch-size", "4"])
     plan = list(clip_finetune.steps_of(pairs, range(80), args))
     assert len(plan) == 6

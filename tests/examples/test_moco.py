@@ -66,13 +66,18 @@ def few_digits(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--data", f"folder:{tmp_path / 'digits'}", "--batch-size", "32", "--queue", "100"]
 
 
-def test_a_stopped_run_continues_as_if_it_had_not(few_digits: list[str], tmp_path: Path) -> None:
+def test_a_stopped_run_continues_as_if_it_had_not(
+    few_digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, through = moco.main([*few_digits, "--epochs", "3"])
     checkpoint = ["--checkpoint", str(tmp_path / "moco.pt")]
     _, before = moco.main([*few_digits, "--epochs", "1", *checkpoint])
     _, after = moco.main([*few_digits, "--epochs", "3", *checkpoint])
     assert before == through[:1]
     assert after == through
+    capsys.readouterr()
+    assert moco.main([*few_digits, "--epochs", "1", *checkpoint])[1] == through
+    assert "moco.pt has 3 epochs, more than --epochs 1: nothing is trained" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
