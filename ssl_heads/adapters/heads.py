@@ -19,6 +19,8 @@ class GatedHead(nn.Module):
 
     .. math:: z = m(h) \odot f_+(h), \qquad L = L_\text{contrast}(z) + \lambda\,\mathrm{KL}
 
+    A graph that `torch.fx` traces has the embeddings alone: train the module, and trace it for inference.
+
     Args:
         head: Features to embeddings, such as `NonNegProjection`.
         gate: The gate of these embeddings, which decides by the same features.

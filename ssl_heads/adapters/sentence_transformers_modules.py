@@ -168,6 +168,8 @@ def arguments(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """The arguments of a module's constructor, which it keeps as attributes."""
     name = type(module).__name__
     for argument in inspect.signature(type(module)).parameters:
+        if argument in ("device", "dtype") and not hasattr(module, argument):
+            continue  # where a layer of torch is made, not what it computes
         if not hasattr(module, argument):
             raise ValueError(
                 f"{name} does not keep its argument {argument}, so it could not be built again when it is loaded: set "
@@ -180,6 +182,8 @@ def arguments(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield argument, recipe(value)
         elif value is None or isinstance(value, (bool, int, float, str)):
             yield argument, value
+        elif isinstance(value, (tuple, list)) and all(isinstance(part, int) for part in value):
+            yield argument, list(value)  # a shape
         else:
             raise ValueError(f"{argument}={value!r} of {name} cannot be written into a configuration: {type(value)}")
 

@@ -40,7 +40,8 @@ def sup_con(
 
     Args:
         embeddings: Shape (n, d); the rows are divided by their length.
-        labels: Integers of shape (n,); -1 is no label, and such a row is nobody's positive, but a negative of all.
+        labels: Integers of shape (n,); -1 is no label, and such a row is nobody's positive, but a negative of all. Any
+            other integer names a class: give -1 for the -100 of torch's cross entropy.
         temperature: Divides the cosines.
         multi_positive: ``"out"`` averages the positives outside the logarithm (the SupCon paper's choice), ``"in"``
             sums them inside it (what SimCLR forks compute when labels are passed as indexes). ``"in"`` keeps its

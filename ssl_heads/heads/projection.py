@@ -85,8 +85,9 @@ class NonNegLinear(nn.Module):
 
     It loads the weights of a linear layer and has its attributes, but it is no ``nn.Linear``: LoRA, quantisers and
     other tools that wrap or replace linear layers take one for affine, and would add behind the activation or drop it.
-    They leave this layer alone. To have them act before the activation, take ``NonNegProjection`` with
-    ``num_layers=1``, which holds a linear layer. ``x @ layer`` is ``layer(x)``, where a projection may be a matrix.
+    They leave this layer alone; ``fuse_linear_bn_eval``, which asks for no class, must not be given one. To have them
+    act before the activation, take ``NonNegProjection`` with ``num_layers=1``, which holds a linear layer.
+    ``x @ layer`` is ``layer(x)``, where a projection may be a matrix.
 
     Args:
         in_features: Input width.

@@ -33,7 +33,7 @@ class ScalarCorrection(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.value = nn.Parameter(torch.zeros(1))
-        self.register_buffer("started", torch.zeros(1, dtype=torch.bool))
+        self.register_buffer("started", torch.zeros(1))  # a float, so that moving averages of buffers take it
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -44,15 +44,15 @@ class ScalarCorrection(nn.Module):
     @property
     def awaits_start(self) -> bool:
         """Whether no data has been seen; on a GPU this waits for it."""
-        return not bool(self.started)
+        return not bool(self.started > 0)
 
     @torch.no_grad()
     def start_at(self, value: Tensor) -> None:
         """Set the number, once and to a finite one; decided on the device."""
         value = value.to(self.value.dtype)  # a number that overflows there is not finite
-        starts = ~self.started & value.isfinite()
+        starts = (self.started == 0) & value.isfinite()
         self.value.copy_(torch.where(starts, value, self.value))
-        self.started.logical_or_(starts)
+        self.started.masked_fill_(starts, 1)
 
     def forward(self, z: Tensor) -> Tensor:
         """Embeddings of shape (n, d) to the number, n times."""
@@ -63,8 +63,8 @@ class ScalarCorrection(nn.Module):
         if prefix + "value" in state_dict and prefix + "started" not in state_dict:
             # a number that comes from elsewhere is not to be replaced; assigned, it has left the meta device alone
             if self.started.is_meta:
-                self.started = torch.ones_like(self.value, dtype=torch.bool)
-            self.started.fill_(True)
+                self.started = torch.ones_like(self.value, requires_grad=False)
+            self.started.fill_(1)
 
 
 class MLPCorrection(nn.Module):

@@ -170,7 +170,7 @@ class DeltaContrast(GatheringLoss):
             if offset is None or values is None:
                 moved.append(values)
                 continue
-            takes = accepted & ~offset.started
+            takes = accepted & (offset.started == 0)
             shift = torch.where(takes, left, 0.0)
             left = left if self.alpha is self.alpha_tilde else torch.where(takes, 0.0, left)
             moved.append(values + shift)

@@ -146,8 +146,8 @@ class TriFactorContrast(GatheringLoss):
             return
         self._warned = True
         warnings.warn(
-            f"the importance has not changed in {STEPS_BEFORE_WARNING} training steps: give its parameters to the "
-            "optimiser, for instance optimizer.add_param_group({'params': loss.parameters(), 'weight_decay': 0}), "
+            f"the importance has not changed while optimisers took {STEPS_BEFORE_WARNING} steps: give its parameters "
+            "to one, for instance optimizer.add_param_group({'params': loss.parameters(), 'weight_decay': 0}), "
             "or freeze it with loss.importance.requires_grad_(False)",
             stacklevel=4,
         )

@@ -83,6 +83,8 @@ def test_a_second_loss_leaves_one_state() -> None:
             nn.Sequential(OrderedDict(first=NonNegLinear(8, 4), last=nn.Sequential(OrderedDict(a=NonNegLinear(4, 5))))),
             5,
         ),
+        (nn.Sequential(nn.Linear(8, 4), nn.LayerNorm(4), nn.BatchNorm1d(4), nn.GELU(), NonNegLinear(4, 5)), 5),
+        (nn.Linear(8, 5, bias=False), 5),
         (nn.ReLU(), None),
     ],
 )

@@ -33,6 +33,14 @@ def averaged(fresh: DeltaContrast, trained: DeltaContrast) -> None:
             mean.copy_(mean.double().lerp(x.double(), 1.0))
 
 
+def model_average(fresh: DeltaContrast, trained: DeltaContrast) -> None:
+    """torch's own, of parameters and buffers, whose first update copies."""
+    average = torch.optim.swa_utils.AveragedModel(fresh, use_buffers=True)
+    for _ in range(3):
+        average.update_parameters(trained)
+    fresh.load_state_dict(average.module.state_dict())
+
+
 WAYS = {
     "load_state_dict": lambda fresh, trained: fresh.load_state_dict(trained.state_dict()),
     "load_state_dict, assigned": lambda fresh, trained: fresh.load_state_dict(trained.state_dict(), assign=True),
@@ -41,6 +49,7 @@ WAYS = {
     ),
     "in place": in_place,
     "moving average": averaged,
+    "AveragedModel": model_average,
 }
 
 
