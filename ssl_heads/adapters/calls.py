@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ssl_heads import _check
 from ssl_heads._numerics import promote
-from ssl_heads.losses.contrastive import SigLIPLoss
-from ssl_heads.losses.gathering import Loss, Takes
+from ssl_heads.losses._base import Loss, Takes
+from ssl_heads.losses.clip import SigLIPLoss
 
 Penalty = Callable[[], Tensor]
 OTHERS: dict[Takes | None, str] = {

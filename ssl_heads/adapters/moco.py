@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ssl_heads import _check
 from ssl_heads._numerics import promote
-from ssl_heads.functional.contrastive import against_negatives
+from ssl_heads.functional._softmax import against_negatives
 
 
 class MoCoCriterion(nn.Module):

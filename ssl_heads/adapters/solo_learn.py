@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ssl_heads import _check
 from ssl_heads.adapters.calls import at_temperature, has_temperature, two_views
-from ssl_heads.losses.contrastive import InfoNCELoss, NTXentLoss, SupConLoss
+from ssl_heads.losses.contrastive import InfoNCELoss, NTXentLoss
+from ssl_heads.losses.sup_con import SupConLoss
 
 
 class SoloLearnSimCLR(nn.Module):

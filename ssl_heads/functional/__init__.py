@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from ssl_heads.functional.activation import apply_activation, rep_relu
 from ssl_heads.functional.anchors import anchor_regression, class_anchors, coherence, welch_bound
-from ssl_heads.functional.contrastive import clip_loss, info_nce, nt_xent, siglip_loss
+from ssl_heads.functional.clip import clip_loss, siglip_loss
+from ssl_heads.functional.contrastive import info_nce, nt_xent
 from ssl_heads.functional.delta import DeltaTerms, delta_contrast, delta_terms
 from ssl_heads.functional.gate import bernoulli_kl, concrete_gate, soft_gate, straight_through_gate
+from ssl_heads.functional.nonneg_cross_entropy import nonneg_cross_entropy
 from ssl_heads.functional.normalize import safe_normalize
-from ssl_heads.functional.spectral import (
-    decorrelation,
-    spectral_contrastive,
+from ssl_heads.functional.spectral import decorrelation, spectral_contrastive
+from ssl_heads.functional.sup_con import sup_con
+from ssl_heads.functional.tri_factor import (
     tri_factor_contrast,
     tri_factor_spectral,
     tri_factor_spectral_two_towers,
     tri_factor_two_towers,
 )
-from ssl_heads.functional.supervised import nonneg_cross_entropy
-from ssl_heads.functional.supervised_contrastive import sup_con
 
 __all__ = [
     "DeltaTerms",

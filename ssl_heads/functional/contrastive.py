@@ -1,71 +1,29 @@
-"""Softmax and sigmoid contrastive losses, as equations over embeddings."""
+"""Softmax contrastive losses over views: SimCLR's NT-Xent, and InfoNCE with or without MoCo's queue."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from ssl_heads import _check, distributed, similarity
-from ssl_heads._numerics import one_dtype, promote
+from ssl_heads._numerics import one_dtype
 from ssl_heads.distributed import Gather, Pairs, Shard
-from ssl_heads.functional import small
+from ssl_heads.functional import nt_xent_small
+from ssl_heads.functional._softmax import (
+    against_negatives,
+    cosine_bound,
+    inverse,
+    nt_xent_of_rows,
+    row_dots,
+    unit_rows,
+)
 from ssl_heads.functional.groups import group_index
-from ssl_heads.functional.normalize import safe_normalize
 from ssl_heads.similarity import Exclusion, Impl, check_impl
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-
-def unit_rows(x: Tensor, normalize: bool, impl: Impl = "tiled") -> Tensor:
-    """Rows in fp32 or fp64, of length one on request."""
-    if normalize and similarity.implementation(impl, x, len(x)) == "triton":
-        similarity.refuse_transforms()
-        from ssl_heads.similarity.triton import unit_rows as fused
-
-        return fused.unit_rows(x)
-    x = promote(x)
-    return safe_normalize(x) if normalize else x
-
-
-def scalar(value: float | Tensor) -> float | Tensor:
-    """A number as it is; a tensor without dimensions, so that it does not widen what it multiplies, fp32 at least."""
-    return promote(value).reshape(()) if isinstance(value, Tensor) else value
-
-
-def inverse(temperature: float | Tensor) -> float | Tensor:
-    """The scale of the logits, in fp32 or wider: its gradient is a sum over all pairs.
-
-    A temperature that may not be looked at and is not above zero makes it NaN.
-    """
-    t = scalar(temperature)
-    return torch.where((t > 0) & t.isfinite(), 1 / t, torch.nan) if isinstance(t, Tensor) else 1 / t
-
-
-def row_dots(a: Tensor, b: Tensor) -> Tensor:
-    """``<a_i, b_i>`` of shape (n,).
-
-    Losses take their positives before the engine runs: autograd goes backwards, and the gradients of the positives then
-    do not wait in memory while the engine needs it most.
-    """
-    return (a * b).sum(dim=1)
-
-
-def against_negatives(log_sum: Tensor, positive: Tensor) -> Tensor:
-    """``-log(e^positive / (e^positive + e^log_sum))``, exact when the positive wins by far."""
-    # an infinite positive comes from an infinite row, whose gradient is NaN: then the loss is NaN as well, and not 0
-    return 0 * positive - F.logsigmoid(positive - log_sum)
-
-
-def cosine_bound(scale: float | Tensor, normalize: bool) -> float:
-    """The largest logit of unit rows, where the scale is a number; infinity where it is not known."""
-    known = normalize and not isinstance(scale, Tensor)
-    return abs(float(scale)) * 1.001 if known else math.inf
 
 
 def nt_xent(
@@ -108,8 +66,8 @@ def nt_xent(
         torch.Size([])
     """
     plain = impl == "auto" and normalize and ids is None and gather == "none"
-    if plain and isinstance(temperature, float) and small.fits(z0, z1, temperature):
-        return small.nt_xent(z0, z1, temperature)
+    if plain and isinstance(temperature, float) and nt_xent_small.supports(z0, z1, temperature):
+        return nt_xent_small.nt_xent(z0, z1, temperature)
 
     def checked() -> tuple[float | Tensor, Tensor | None]:
         _check.paired("z0", z0, "z1", z1)
@@ -122,25 +80,6 @@ def nt_xent(
     ids = None if ids is None else group_index(shard.gathered(ids))
     u = unit_rows(torch.cat([z0, z1]), normalize, impl)
     return nt_xent_of_rows(u, scale, None, ids, cosine_bound(scale, normalize), shard, impl)
-
-
-def nt_xent_of_rows(
-    u: Tensor,
-    scale: float | Tensor,
-    importance: Tensor | None,
-    ids: Tensor | None,
-    bound: float,
-    shard: Shard,
-    impl: Impl,
-) -> Tensor:
-    """NT-Xent of stacked views ``u`` of shape (2n, d) with logits ``scale * u diag(importance) u^T``.
-
-    The ids are those of the samples of all ranks, as `group_index` numbers them.
-    """
-    query = u if importance is None else u * importance
-    positive = row_dots(query[: shard.rows], u[shard.rows :]) * scale
-    log_sum = distributed.self_log_sum_exp(u, scale, Pairs(shard, ids), weight=importance, bound=bound, impl=impl)
-    return shard.ddp_mean(against_negatives(rearrange(log_sum, "(views n) -> views n", views=2), positive))
 
 
 def info_nce(
@@ -240,115 +179,3 @@ def numbered_ids(ids: Tensor | None, queue_ids: Tensor | None, shard: Shard) -> 
         return group_index(shard.gathered(ids)), None
     together = group_index(torch.cat([ids, queue_ids]))
     return together[: len(ids)], together[len(ids) :]
-
-
-def clip_loss(
-    image_features: Tensor,
-    text_features: Tensor,
-    logit_scale: Tensor | float,
-    logit_bias: Tensor | float | None = None,
-    *,
-    gather: Gather = "none",
-    group: ProcessGroup | None = None,
-    impl: Impl = "auto",
-) -> Tensor:
-    r"""The loss of CLIP: each image finds its text, each text its image, in equal parts.
-
-    .. math:: \frac{1}{2n}\sum_i -\log\frac{e^{S_{ii}}}{\sum_j e^{S_{ij}}} - \log\frac{e^{S_{ii}}}{\sum_j e^{S_{ji}}},
-        \quad S = \text{scale} \cdot I T^\top
-
-    Args:
-        image_features: Shape (n, d), used as they come: the model normalises.
-        text_features: Shape (n, d).
-        logit_scale: Multiplies the similarities, already exponentiated.
-        logit_bias: Accepted because models with a bias pass it; a softmax does not depend on it.
-        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
-            `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
-        impl: How the similarity matrix is reduced.
-
-    Returns:
-        A scalar in fp32 (fp64 for fp64 inputs).
-
-    Raises:
-        ValueError: If shapes differ or the batch is empty.
-
-    Example:
-        >>> import torch
-        >>> from ssl_heads.functional import clip_loss
-        >>> round(clip_loss(torch.eye(2), torch.eye(2), 1.0).item(), 4)
-        0.3133
-    """
-
-    def checked() -> tuple[float | Tensor, float | Tensor]:
-        _check.paired("image_features", image_features, "text_features", text_features)
-        check_impl(impl)
-        bias = 0.0 if logit_bias is None else _check.scalar("logit_bias", logit_bias)
-        return scalar(_check.scalar("logit_scale", logit_scale)), scalar(bias)
-
-    form = {"call": "clip_loss", "logit_scale": logit_scale, "logit_bias": logit_bias, "impl": impl}
-    views = {"image_features": image_features, "text_features": text_features}
-    shard, (scale, bias) = Shard.of(gather, group, views, form, checked)
-    image, text = one_dtype(image_features, text_features)
-    positive = row_dots(image, text) * scale
-    row, column = distributed.log_sum_exp(image, text, scale, Pairs(shard), columns=True, impl=impl)
-    assert column is not None
-    loss = shard.ddp_mean(against_negatives(row, positive) + against_negatives(column, positive)) / 2
-    if logit_bias is None:
-        return loss
-    # DistributedDataParallel waits for a gradient of every parameter it has seen in the forward pass; NaN stays NaN.
-    unused = 0 * bias
-    return loss + (unused.to(loss.dtype) if isinstance(unused, Tensor) else unused)
-
-
-def siglip_loss(
-    image_features: Tensor,
-    text_features: Tensor,
-    logit_scale: Tensor | float,
-    logit_bias: Tensor | float,
-    *,
-    gather: Gather = "none",
-    group: ProcessGroup | None = None,
-    impl: Impl = "auto",
-) -> Tensor:
-    r"""The loss of SigLIP: every pair of an image and a text is a yes-or-no question of its own.
-
-    .. math:: \frac{1}{n}\sum_i \Big[\text{softplus}(-S_{ii}) + \sum_{j \ne i} \text{softplus}(S_{ij})\Big],
-        \quad S = \text{scale} \cdot I T^\top + \text{bias}
-
-    Args:
-        image_features: Shape (n, d), used as they come: the model normalises.
-        text_features: Shape (n, d).
-        logit_scale: Multiplies the similarities, already exponentiated.
-        logit_bias: Added to every logit; -10 at the start in the paper.
-        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
-            `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
-        impl: How the similarity matrix is reduced.
-
-    Returns:
-        A scalar in fp32 (fp64 for fp64 inputs).
-
-    Raises:
-        ValueError: If shapes differ or the batch is empty.
-
-    Example:
-        >>> import torch
-        >>> from ssl_heads.functional import siglip_loss
-        >>> round(siglip_loss(torch.eye(2), torch.eye(2), 1.0, 0.0).item(), 4)
-        1.0064
-    """
-
-    def checked() -> tuple[float | Tensor, float | Tensor]:
-        _check.paired("image_features", image_features, "text_features", text_features)
-        check_impl(impl)
-        return scalar(_check.scalar("logit_scale", logit_scale)), _check.scalar("logit_bias", logit_bias)
-
-    form = {"call": "siglip_loss", "logit_scale": logit_scale, "logit_bias": logit_bias, "impl": impl}
-    views = {"image_features": image_features, "text_features": text_features}
-    shard, (scale, offset) = Shard.of(gather, group, views, form, checked)
-    image, text = one_dtype(image_features, text_features)
-    bias = torch.as_tensor(offset, dtype=image.dtype, device=image.device).reshape(())
-    positive = row_dots(image, text) * scale + bias
-    negative = distributed.softplus_sum(image, text, scale, bias, Pairs(shard), impl)
-    return shard.ddp_sum(negative + against_negatives(torch.zeros_like(positive), positive).sum()) / shard.total

@@ -13,7 +13,7 @@ from ssl_heads._start import copy_start
 from ssl_heads.distributed import Gather
 from ssl_heads.functional.anchors import DISTANCES, Basis, Distance, class_anchors
 from ssl_heads.functional.groups import NONE
-from ssl_heads.losses.gathering import GatheringLoss
+from ssl_heads.losses._base import GatheringLoss
 from ssl_heads.recomputing import recomputing
 
 if TYPE_CHECKING:

@@ -11,19 +11,11 @@ from ssl_heads import _check
 from ssl_heads._modes import is_transformed, without_autocast
 from ssl_heads._numerics import promote
 from ssl_heads.distributed import Gather, Shard
-from ssl_heads.functional.delta import (
-    DeltaKind,
-    DeltaTerms,
-    Ratio,
-    check_corrections,
-    check_delta,
-    check_dissimilarity,
-    delta_form,
-    terms_of_pairs,
-)
+from ssl_heads.functional.delta import DeltaForm, DeltaKind, DeltaTerms, Ratio, check_corrections, terms_of_pairs
+from ssl_heads.functional.dissimilarities import Dissimilarity, check_dissimilarity
+from ssl_heads.losses._base import GatheringLoss
 from ssl_heads.losses.corrections import MLPCorrection, ScalarCorrection
 from ssl_heads.losses.dissimilarities import NegativeCosine
-from ssl_heads.losses.gathering import GatheringLoss
 from ssl_heads.similarity import Impl
 
 if TYPE_CHECKING:
@@ -47,7 +39,7 @@ class DeltaContrast(GatheringLoss):
     Args:
         kind: ``"nce"``, ``"infonce"``, ``"scl"`` or ``"nwj"``.
         dissimilarity: A module as `LpPower`, `SquaredEuclidean`, `NegativeCosine`, or your own with the methods of
-            `ssl_heads.functional.delta.Dissimilarity`. None for the negative cosine with T = 0.2.
+            `ssl_heads.functional.dissimilarities.Dissimilarity`. None for the negative cosine with T = 0.2.
         alpha: The correction of the rows, a module (n, d) -> (n,), or None for zero. ``"auto"`` is a `ScalarCorrection`
             where the kind needs an offset, else None.
         alpha_tilde: The correction of the columns.
@@ -87,13 +79,13 @@ class DeltaContrast(GatheringLoss):
         impl: Impl = "auto",
     ) -> None:
         super().__init__(gather, group)
-        clamp = check_delta(kind, symmetric, ratio, clamp, gather, impl)
+        form = DeltaForm(kind, symmetric, ratio, clamp).checked(gather, impl)
         if alpha == "auto":
             alpha = ScalarCorrection() if kind != "infonce" and ratio == "exp" else None
         dissimilarity = NegativeCosine() if dissimilarity is None else dissimilarity
         _check_modules(dissimilarity, alpha, alpha_tilde)
         _check_trainable(kind, symmetric, alpha, alpha_tilde)
-        self.kind, self.symmetric, self.ratio, self.clamp, self.impl = kind, symmetric, ratio, clamp, impl
+        self.kind, self.symmetric, self.ratio, self.clamp, self.impl = *form, impl
         self.dissimilarity, self.alpha, self.alpha_tilde = dissimilarity, alpha, alpha_tilde
 
     def forward(self, z: Tensor, w: Tensor) -> Tensor:
@@ -110,25 +102,18 @@ class DeltaContrast(GatheringLoss):
             return values
 
         starts = self._may_start()
-        form = delta_form(self.kind, self.symmetric, self.ratio, self.clamp, self.dissimilarity)
-        form.update({"alpha": _described(self.alpha), "alpha_tilde": _described(self.alpha_tilde)})
-        form.update({"impl": self.impl, "start of the corrections from this batch": starts})
-        shard, (alpha, alpha_tilde) = Shard.of(self.gather, self.group, {"z": z, "w": w}, form, checked)
+        form = DeltaForm(self.kind, self.symmetric, self.ratio, self.clamp)
+        facts = form.facts(self.dissimilarity) | {
+            "alpha": _described(self.alpha),
+            "alpha_tilde": _described(self.alpha_tilde),
+            "impl": self.impl,
+            "start of the corrections from this batch": starts,
+        }
+        shard, (alpha, alpha_tilde) = Shard.of(self.gather, self.group, {"z": z, "w": w}, facts, checked)
         if starts:
             alpha, alpha_tilde = self._start(z, w, alpha, alpha_tilde, shard)
-        return terms_of_pairs(
-            z,
-            w,
-            self.kind,
-            self.dissimilarity,  # type: ignore[arg-type]  # checked in the constructor
-            alpha,
-            alpha_tilde,
-            symmetric=self.symmetric,
-            ratio=self.ratio,
-            clamp=self.clamp,
-            shard=shard,
-            impl=self.impl,
-        )
+        dissimilarity: Dissimilarity = self.dissimilarity  # type: ignore[assignment]  # checked in the constructor
+        return terms_of_pairs(z, w, form, dissimilarity, alpha, alpha_tilde, shard, self.impl)
 
     def _offsets(self) -> list[ScalarCorrection | None]:
         """Of both sides, the constant that starts from data: one that is trained."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssl_heads import _check
 from ssl_heads._start import copy_start
-from ssl_heads.functional.contrastive import row_dots
+from ssl_heads.functional._softmax import row_dots
 from ssl_heads.functional.normalize import safe_normalize
 
 

@@ -12,7 +12,7 @@ from ssl_heads import _check, functional
 from ssl_heads.distributed import Gather
 from ssl_heads.functional.spectral import weighed_decorrelation
 from ssl_heads.heads.importance import FeatureImportance
-from ssl_heads.losses.gathering import GatheringLoss
+from ssl_heads.losses._base import GatheringLoss
 from ssl_heads.losses.steps import optimizer_steps
 from ssl_heads.similarity import Impl, check_impl
 

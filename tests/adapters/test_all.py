@@ -33,7 +33,7 @@ from ssl_heads.adapters import (
     SoloLearnMoCo,
     SoloLearnSimCLR,
 )
-from ssl_heads.losses.gathering import Loss
+from ssl_heads.losses._base import Loss
 from tests.adapters.support import D, N, Table, unit
 
 

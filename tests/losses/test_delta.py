@@ -23,8 +23,7 @@ from ssl_heads import (
     ScalarCorrection,
     SquaredEuclidean,
 )
-from ssl_heads.functional import delta as module_under_test
-from ssl_heads.functional import delta_contrast, delta_terms
+from ssl_heads.functional import _negatives, delta_contrast, delta_terms
 from ssl_heads.functional.delta import bounded_exp
 from tests.cases import use_small_tiles
 from tests.checks import assert_gradient_close, relative_error
@@ -72,7 +71,7 @@ def inputs(dtype: torch.dtype = torch.float64, n: int = 7) -> list[Tensor]:
 
 
 def blocks_of(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
-    monkeypatch.setattr(module_under_test, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(_negatives, "BLOCK_ELEMENTS", elements)
 
 
 @pytest.mark.parametrize("options", KINDS, ids=str)

@@ -1,4 +1,4 @@
-"""The short way of small batches is the long way."""
+"""NT-Xent of small batches, in one step of autograd, equals NT-Xent through the engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ssl_heads import functional
-from ssl_heads.functional import small
+from ssl_heads.functional import nt_xent_small
 from ssl_heads.similarity import product
 from tests.checks import assert_gradient_close, relative_error
 
@@ -26,7 +26,7 @@ def value_and_gradients(z0: Tensor, z1: Tensor, temperature: float, impl: str) -
 def test_value_and_gradient(n: int, d: int, temperature: float) -> None:
     z0 = torch.randn(n, d)
     z1 = z0 + 0.3 * torch.randn(n, d)
-    assert small.fits(z0, z1, temperature)
+    assert nt_xent_small.supports(z0, z1, temperature)
     value, gradients = value_and_gradients(z0, z1, temperature, "auto")
     exact, expected = value_and_gradients(z0.double(), z1.double(), temperature, "dense")
     assert relative_error(value, exact) < 1e-6
@@ -70,18 +70,18 @@ def test_nan_is_not_hidden_and_inputs_are_left_alone() -> None:
     assert gradient.isnan().any()
 
 
-def test_what_does_not_fit_takes_the_long_way() -> None:
+def test_what_is_not_supported_goes_through_the_engine() -> None:
     z = torch.randn(4, 3)
-    assert not small.fits(z.double(), z.double(), 0.2)
-    assert not small.fits(z, z, 0.01)
-    assert not small.fits(z, z, -0.2)
-    assert not small.fits(z, z, float("nan"))
-    assert not small.fits(z, z[:3], 0.2)
-    assert not small.fits(z[:1], z[:1], 0.2)
-    assert not small.fits(z[0], z[0], 0.2)
-    assert not small.fits(z[:, :0], z[:, :0], 0.2)
-    assert not small.fits(torch.randn(513, 3), torch.randn(513, 3), 0.2)
-    assert small.fits(torch.nn.Parameter(z), z, 0.2)
+    assert not nt_xent_small.supports(z.double(), z.double(), 0.2)
+    assert not nt_xent_small.supports(z, z, 0.01)
+    assert not nt_xent_small.supports(z, z, -0.2)
+    assert not nt_xent_small.supports(z, z, float("nan"))
+    assert not nt_xent_small.supports(z, z[:3], 0.2)
+    assert not nt_xent_small.supports(z[:1], z[:1], 0.2)
+    assert not nt_xent_small.supports(z[0], z[0], 0.2)
+    assert not nt_xent_small.supports(z[:, :0], z[:, :0], 0.2)
+    assert not nt_xent_small.supports(torch.randn(513, 3), torch.randn(513, 3), 0.2)
+    assert nt_xent_small.supports(torch.nn.Parameter(z), z, 0.2)
     jacobian = torch.func.grad(lambda x: functional.nt_xent(x, z.flip(0), 0.2))(z)
     _, (expected, _) = value_and_gradients(z.double(), z.flip(0).double(), 0.2, "dense")
     assert_gradient_close(3 * jacobian, expected, 1e-5)

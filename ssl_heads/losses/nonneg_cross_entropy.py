@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_heads import _check, functional
-from ssl_heads.losses.gathering import Loss
+from ssl_heads.losses._base import Loss
 
 
 class NonNegCrossEntropy(Loss):

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from ssl_heads._modes import is_transformed
 from ssl_heads._numerics import default_eps, row_norm
+from ssl_heads.functional._softmax import against_negatives, row_dots
+from ssl_heads.functional.normalize import safe_normalize
+from ssl_heads.similarity import Exclusion, dense
 from ssl_heads.similarity.product import matmul_nt
 from ssl_heads.similarity.tiled import is_one_tile
 
@@ -23,7 +26,7 @@ LARGEST_SCALE = 60.0
 """With cosines and this scale no sum of exponentials overflows, and nothing that matters underflows."""
 
 
-def fits(z0: Tensor, z1: Tensor, temperature: float) -> bool:
+def supports(z0: Tensor, z1: Tensor, temperature: float) -> bool:
     """Whether two views are plain fp32 CPU tensors of few rows that autograd can save, and no transform is at work."""
     return (
         not torch.compiler.is_compiling()
@@ -47,7 +50,7 @@ def nt_xent(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
 
 
 def without_autocast() -> AbstractContextManager[Any]:
-    """Entered in every step, so it costs nothing where autocast is off anyway."""
+    """Autocast off on the CPU, at no cost where no autocast is on."""
     return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
@@ -62,7 +65,7 @@ class _NTXent(torch.autograd.Function):
             s = matmul_nt(u, u).mul_(scale)
             positive = s.diagonal(n).clone()
             e = s.exp_()
-            e.view(2, n, 2, n).diagonal(dim1=1, dim2=3).zero_()  # what is of one sample
+            e.view(2, n, 2, n).diagonal(dim1=1, dim2=3).zero_()  # both views of one sample
             row = e.sum(1)
             margin = row.log().view(2, n).sub_(positive)
             ctx.scale = scale
@@ -73,7 +76,7 @@ class _NTXent(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         z0, z1, *saved = ctx.saved_tensors
         with without_autocast():
-            if torch.is_grad_enabled():  # somebody will differentiate the gradient
+            if torch.is_grad_enabled():  # create_graph=True
                 first, second = _twice_differentiable(z0, z1, ctx.scale, gradients[0])
                 return first, second, None
             return *_gradient(ctx.scale, gradients[0], *saved), None
@@ -91,17 +94,18 @@ def _gradient(
     w.diagonal(-n).copy_(both)
     product = matmul_nt(w, u.mT)
     radial = torch.linalg.vecdot(product, u)
-    # the upstream gradient comes last: it is a batch of them under is_grads_batched, which nothing in place can take
+    # The upstream gradient comes last: is_grads_batched makes it a batch, which in-place operations do not take.
     z_gradient = product.addcmul_(u, radial[:, None], value=-1).div_(norm) * gradient
     return z_gradient[:n], z_gradient[n:]
 
 
 def _twice_differentiable(z0: Tensor, z1: Tensor, scale: float, gradient: Tensor) -> list[Tensor | None]:
-    """The same gradient by the definition, as a function of the views."""
-    from ssl_heads.functional.contrastive import nt_xent as definition
-
-    views = z0.view_as(z0), z1.view_as(z1)  # of their own, should both be one tensor
-    loss = definition(*views, 1 / scale, impl="dense")
+    """The same gradient by the definition over a stored matrix, as a function of the views."""
+    views = z0.view_as(z0), z1.view_as(z1)  # z0 and z1 may be one tensor, and autograd.grad needs distinct inputs
+    n = z0.shape[0]
+    u = safe_normalize(torch.cat(views))
+    log_sum, _ = dense.log_sum_exp(u, u, scale, Exclusion.modulo(n), columns=False)
+    loss = against_negatives(log_sum.view(2, n), row_dots(u[:n], u[n:]) * scale).mean()
     asked = [view for view in views if view.requires_grad]
     found = iter(torch.autograd.grad(loss, asked, gradient, create_graph=True))
     return [next(found) if view.requires_grad else None for view in views]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_heads import _check, distributed
 from ssl_heads.distributed import Gather, Pairs, Shard
-from ssl_heads.functional.contrastive import against_negatives, cosine_bound, inverse, row_dots, unit_rows
+from ssl_heads.functional._softmax import against_negatives, cosine_bound, inverse, row_dots, unit_rows
 from ssl_heads.functional.groups import counted, group_index, group_sizes
 from ssl_heads.similarity import Impl, check_impl
 

@@ -1,0 +1,81 @@
+"""The parts that softmax and quadratic losses share: rows, positives, and what a positive costs beside negatives."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ssl_heads import distributed, similarity
+from ssl_heads._numerics import promote
+from ssl_heads.distributed import Pairs, Shard
+from ssl_heads.functional.normalize import safe_normalize
+from ssl_heads.similarity import Impl
+
+
+def unit_rows(x: Tensor, normalize: bool, impl: Impl = "tiled") -> Tensor:
+    """Rows in fp32 or fp64, of length one on request."""
+    if normalize and similarity.implementation(impl, x, len(x)) == "triton":
+        similarity.refuse_transforms()
+        from ssl_heads.similarity.triton import unit_rows as fused
+
+        return fused.unit_rows(x)
+    x = promote(x)
+    return safe_normalize(x) if normalize else x
+
+
+def scalar(value: float | Tensor) -> float | Tensor:
+    """A number as it is; a tensor without dimensions, so that it does not widen what it multiplies, fp32 at least."""
+    return promote(value).reshape(()) if isinstance(value, Tensor) else value
+
+
+def inverse(temperature: float | Tensor) -> float | Tensor:
+    """The scale of the logits, in fp32 or wider: its gradient is a sum over all pairs.
+
+    A temperature that may not be looked at and is not above zero makes it NaN.
+    """
+    t = scalar(temperature)
+    return torch.where((t > 0) & t.isfinite(), 1 / t, torch.nan) if isinstance(t, Tensor) else 1 / t
+
+
+def row_dots(a: Tensor, b: Tensor) -> Tensor:
+    """``<a_i, b_i>`` of shape (n,).
+
+    Losses take their positives before the engine runs: autograd goes backwards, and the gradients of the positives then
+    do not wait in memory while the engine needs it most.
+    """
+    return (a * b).sum(dim=1)
+
+
+def against_negatives(log_sum: Tensor, positive: Tensor) -> Tensor:
+    """``-log(e^positive / (e^positive + e^log_sum))``, exact when the positive wins by far."""
+    # an infinite positive comes from an infinite row, whose gradient is NaN: then the loss is NaN as well, and not 0
+    return 0 * positive - F.logsigmoid(positive - log_sum)
+
+
+def cosine_bound(scale: float | Tensor, normalize: bool) -> float:
+    """The largest logit of unit rows, where the scale is a number; infinity where it is not known."""
+    known = normalize and not isinstance(scale, Tensor)
+    return abs(float(scale)) * 1.001 if known else math.inf
+
+
+def nt_xent_of_rows(
+    u: Tensor,
+    scale: float | Tensor,
+    importance: Tensor | None,
+    ids: Tensor | None,
+    bound: float,
+    shard: Shard,
+    impl: Impl,
+) -> Tensor:
+    """NT-Xent of stacked views ``u`` of shape (2n, d) with logits ``scale * u diag(importance) u^T``.
+
+    The ids are those of the samples of all ranks, as `group_index` numbers them.
+    """
+    query = u if importance is None else u * importance
+    positive = row_dots(query[: shard.rows], u[shard.rows :]) * scale
+    log_sum = distributed.self_log_sum_exp(u, scale, Pairs(shard, ids), weight=importance, bound=bound, impl=impl)
+    return shard.ddp_mean(against_negatives(rearrange(log_sum, "(views n) -> views n", views=2), positive))

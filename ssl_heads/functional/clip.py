@@ -1,0 +1,129 @@
+"""Losses between two towers, with the signatures of open_clip: CLIP's softmax and SigLIP's sigmoid."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ssl_heads import _check, distributed
+from ssl_heads._numerics import one_dtype
+from ssl_heads.distributed import Gather, Pairs, Shard
+from ssl_heads.functional._softmax import against_negatives, row_dots, scalar
+from ssl_heads.similarity import Impl, check_impl
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def clip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None = None,
+    *,
+    gather: Gather = "none",
+    group: ProcessGroup | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    r"""The loss of CLIP: each image finds its text, each text its image, in equal parts.
+
+    .. math:: \frac{1}{2n}\sum_i -\log\frac{e^{S_{ii}}}{\sum_j e^{S_{ij}}} - \log\frac{e^{S_{ii}}}{\sum_j e^{S_{ji}}},
+        \quad S = \text{scale} \cdot I T^\top
+
+    Args:
+        image_features: Shape (n, d), used as they come: the model normalises.
+        text_features: Shape (n, d).
+        logit_scale: Multiplies the similarities, already exponentiated.
+        logit_bias: Accepted because models with a bias pass it; a softmax does not depend on it.
+        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
+            `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
+        impl: How the similarity matrix is reduced.
+
+    Returns:
+        A scalar in fp32 (fp64 for fp64 inputs).
+
+    Raises:
+        ValueError: If shapes differ or the batch is empty.
+
+    Example:
+        >>> import torch
+        >>> from ssl_heads.functional import clip_loss
+        >>> round(clip_loss(torch.eye(2), torch.eye(2), 1.0).item(), 4)
+        0.3133
+    """
+
+    def checked() -> tuple[float | Tensor, float | Tensor]:
+        _check.paired("image_features", image_features, "text_features", text_features)
+        check_impl(impl)
+        bias = 0.0 if logit_bias is None else _check.scalar("logit_bias", logit_bias)
+        return scalar(_check.scalar("logit_scale", logit_scale)), scalar(bias)
+
+    form = {"call": "clip_loss", "logit_scale": logit_scale, "logit_bias": logit_bias, "impl": impl}
+    views = {"image_features": image_features, "text_features": text_features}
+    shard, (scale, bias) = Shard.of(gather, group, views, form, checked)
+    image, text = one_dtype(image_features, text_features)
+    positive = row_dots(image, text) * scale
+    row, column = distributed.log_sum_exp(image, text, scale, Pairs(shard), columns=True, impl=impl)
+    assert column is not None
+    loss = shard.ddp_mean(against_negatives(row, positive) + against_negatives(column, positive)) / 2
+    if logit_bias is None:
+        return loss
+    # DistributedDataParallel waits for a gradient of every parameter it has seen in the forward pass; NaN stays NaN.
+    unused = 0 * bias
+    return loss + (unused.to(loss.dtype) if isinstance(unused, Tensor) else unused)
+
+
+def siglip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float,
+    *,
+    gather: Gather = "none",
+    group: ProcessGroup | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    r"""The loss of SigLIP: every pair of an image and a text is a yes-or-no question of its own.
+
+    .. math:: \frac{1}{n}\sum_i \Big[\text{softplus}(-S_{ii}) + \sum_{j \ne i} \text{softplus}(S_{ij})\Big],
+        \quad S = \text{scale} \cdot I T^\top + \text{bias}
+
+    Args:
+        image_features: Shape (n, d), used as they come: the model normalises.
+        text_features: Shape (n, d).
+        logit_scale: Multiplies the similarities, already exponentiated.
+        logit_bias: Added to every logit; -10 at the start in the paper.
+        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
+            `ssl_heads.distributed`.
+        group: The ranks that hold the batch; None is the default group.
+        impl: How the similarity matrix is reduced.
+
+    Returns:
+        A scalar in fp32 (fp64 for fp64 inputs).
+
+    Raises:
+        ValueError: If shapes differ or the batch is empty.
+
+    Example:
+        >>> import torch
+        >>> from ssl_heads.functional import siglip_loss
+        >>> round(siglip_loss(torch.eye(2), torch.eye(2), 1.0, 0.0).item(), 4)
+        1.0064
+    """
+
+    def checked() -> tuple[float | Tensor, float | Tensor]:
+        _check.paired("image_features", image_features, "text_features", text_features)
+        check_impl(impl)
+        return scalar(_check.scalar("logit_scale", logit_scale)), _check.scalar("logit_bias", logit_bias)
+
+    form = {"call": "siglip_loss", "logit_scale": logit_scale, "logit_bias": logit_bias, "impl": impl}
+    views = {"image_features": image_features, "text_features": text_features}
+    shard, (scale, offset) = Shard.of(gather, group, views, form, checked)
+    image, text = one_dtype(image_features, text_features)
+    bias = torch.as_tensor(offset, dtype=image.dtype, device=image.device).reshape(())
+    positive = row_dots(image, text) * scale + bias
+    negative = distributed.softplus_sum(image, text, scale, bias, Pairs(shard), impl)
+    return shard.ddp_sum(negative + against_negatives(torch.zeros_like(positive), positive).sum()) / shard.total
