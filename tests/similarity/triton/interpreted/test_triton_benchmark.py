@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu
+sys.path.insert(0, str(Path(__file__).parents[4] / "benchmarks"))
+import gpu
 
 
 @pytest.fixture(autouse=True)
