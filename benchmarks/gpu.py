@@ -233,7 +233,7 @@ def race(work: Work, rows: int, columns: int, width: int, watch: Stopwatch) -> l
 def race_prologue(rows: int, width: int, watch: Stopwatch) -> list[Record]:
     """Activation, gate, normalisation and importance: one kernel each way against the chain of torch functions."""
     from ssl_heads.functional import bernoulli_kl, safe_normalize, straight_through_gate
-    from ssl_heads.similarity.triton.rowwise import Settings, epilogue, prologue
+    from ssl_heads.rowwise.host import Settings, epilogue, prologue
 
     z, a = (torch.randn(rows, width, device=DEVICE, dtype=torch.bfloat16).requires_grad_() for _ in range(2))
     s = torch.rand(width, device=DEVICE, requires_grad=True)

@@ -18,7 +18,7 @@ MODULES = [
     *(
         module.name
         for module in pkgutil.walk_packages(ssl_heads.__path__, "ssl_heads.")
-        if not module.name.startswith("ssl_heads.similarity.triton")
+        if not module.name.startswith(("ssl_heads.similarity.triton", "ssl_heads.rowwise"))
     ),
 ]
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

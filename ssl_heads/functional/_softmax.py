@@ -20,7 +20,7 @@ def unit_rows(x: Tensor, normalize: bool, impl: Impl = "tiled") -> Tensor:
     """Rows in fp32 or fp64, of length one on request."""
     if normalize and similarity.implementation(impl, x, len(x)) == "triton":
         similarity.refuse_transforms()
-        from ssl_heads.similarity.triton import unit_rows as fused
+        from ssl_heads.rowwise import host as fused
 
         return fused.unit_rows(x)
     x = promote(x)

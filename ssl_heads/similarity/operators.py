@@ -34,12 +34,9 @@ def scalar(value: Tensor | float, like: Tensor) -> Tensor:
     return torch.full((1,), value, dtype=accumulator(like), device=like.device)
 
 
-def _no_second_derivative(ctx: Any, *gradients: Any) -> Any:
+def no_second_derivative(ctx: Any, *gradients: Any) -> Any:
+    """The backward of operators that are derivatives themselves."""
     raise RuntimeError('tiles and kernels have no second derivative; pass impl="dense" to differentiate twice')
-
-
-def _save_nothing(ctx: Any, inputs: Any, output: Any) -> None:
-    """A context that keeps nothing."""
 
 
 def _empty(x: Tensor, *shape: int) -> Tensor:
@@ -142,7 +139,7 @@ def _pair_backward(ctx: Any, row_gradient: Tensor | None, column_gradient: Tenso
 
 
 pair_lse.register_autograd(_pair_backward, setup_context=_pair_setup)
-pair_lse_backward.register_autograd(_no_second_derivative, setup_context=_save_nothing)
+pair_lse_backward.register_autograd(no_second_derivative)
 
 
 # ------------------------------------------------------------------------------------- one set: the matrix is symmetric
@@ -233,7 +230,7 @@ def _self_backward(ctx: Any, row_gradient: Tensor | None, _: Tensor | None) -> A
 
 
 self_lse.register_autograd(_self_backward, setup_context=_self_setup)
-self_lse_backward.register_autograd(_no_second_derivative, setup_context=_save_nothing)
+self_lse_backward.register_autograd(no_second_derivative)
 
 
 # --------------------------------------------------------------------------------------------------------- elementwise
@@ -275,7 +272,7 @@ def _softplus_setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _softplus_backward(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> Any:
     if any(other is not None for other in others):
-        _no_second_derivative(ctx)
+        no_second_derivative(ctx)
     if upstream is None:
         return (None,) * 12
     needs = ctx.needs_input_grad[:4]

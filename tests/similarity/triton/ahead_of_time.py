@@ -25,12 +25,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ssl_heads.rowwise.host import ACTIVATIONS, GATES, row_block
+from ssl_heads.rowwise.kernels import epilogue_kernel, prologue_kernel
 from ssl_heads.similarity.triton.configurations import SHARED_MEMORY, TABLE, WIDE, Tile
 from ssl_heads.similarity.triton.kernels.backward import finish_kernel, gradient_kernel, panel_kernel
 from ssl_heads.similarity.triton.kernels.forward import forward_kernel
-from ssl_heads.similarity.triton.kernels.rows import epilogue_kernel, prologue_kernel
 from ssl_heads.similarity.triton.kernels.tile import BOUNDED, LEAVE_OUT_EQUAL, ONE_DIAGONAL, ONLINE, SOFTPLUS
-from ssl_heads.similarity.triton.rowwise import ACTIVATIONS, GATES, _block
 
 GOLDEN = Path(__file__).with_name("aot_golden.json")
 TARGETS = {
@@ -98,12 +98,12 @@ def rowwise_cases(architecture: str) -> Iterator[Case]:
     """Prologue and epilogue: everything switched on, at a width of one row and of many rows a program; unit rows."""
     everything = {
         "ACTIVATION": ACTIVATIONS["rep_relu"], "GATE": GATES["concrete"], "HAS_KL": True, "HAS_IMPORTANCE": True,
-        "TEMPERED_KL": False, "NORMALIZE": True, "z_feature": 1, "a_feature": 1,
+        "TEMPERED_KL": False, "z_feature": 1, "a_feature": 1,
     }  # fmt: skip
     nothing = dict.fromkeys(("HAS_KL", "HAS_IMPORTANCE"), False)
     unit = everything | nothing | {"ACTIVATION": ACTIVATIONS["none"], "GATE": GATES["none"], "TEMPERED_KL": True}
     for mode, flags, width in (("", everything, 128), ("", everything, 2048), (" unit rows", unit, 8192)):
-        block = _block(width, width)
+        block = row_block(width)
         warps = block.pop("num_warps")
         for kernel, own in ((prologue_kernel, {"WIDTH": width}), (epilogue_kernel, {"HAS_KEY_GRADIENT": True})):
             name = f"{architecture} {kernel.__name__.removesuffix('_kernel')} bf16 {width}{mode}"

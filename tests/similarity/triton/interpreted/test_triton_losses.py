@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ssl_heads import functional
+from ssl_heads.rowwise import kernels as row_kernels
 from ssl_heads.similarity.triton import arguments, backward
-from ssl_heads.similarity.triton.kernels import rows as row_kernels
 from tests.checks import assert_gradient_close, relative_error
 
 LABELS = torch.arange(41) % 5

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_heads.similarity import Exclusion, log_sum_exp, operators, product_dtype, self_log_sum_exp, softplus_sum
-from ssl_heads.similarity.triton import unit_rows
+from ssl_heads._numerics import product_dtype
+from ssl_heads.rowwise import host
+from ssl_heads.similarity import Exclusion, log_sum_exp, operators, self_log_sum_exp, softplus_sum
 from tests.checks import assert_gradient_close
 from tests.similarity.triton.interpreted.literal import left_out
 from tests.similarity.triton.interpreted.literal import log_sum_exp as literal_log_sum_exp
@@ -50,7 +51,7 @@ def rows_literal(query: Tensor, key: Tensor, scale: Tensor) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    return (unit_rows.unit_rows(x) * torch.linspace(-1, 1, D)).square().sum()
+    return (host.unit_rows(x) * torch.linspace(-1, 1, D)).square().sum()
 
 
 def unit_literal(x: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ def test_operators_keep_their_promises() -> None:
     torch.library.opcheck(
         operators.self_lse, (query, torch.rand(D), scale, 0, 20, ids, False, math.inf, torch.float32, "triton")
     )
-    torch.library.opcheck(unit_rows.normalized_rows, (query,))
+    torch.library.opcheck(host.normalized_rows, (query,))
     # its gradients come beside the value, and opcheck would differentiate them as if they were results
     bias = torch.tensor([-1.0], requires_grad=True)
     torch.library.opcheck(

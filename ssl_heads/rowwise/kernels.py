@@ -1,4 +1,4 @@
-"""Row-wise kernels around the matrix: activation, gate, normalisation, importance, and all their gradients."""
+"""Kernels that act on rows: activation, gate, normalisation, importance, divergence, and all their gradients."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ NO_GATE, STRAIGHT_THROUGH, SOFT, CONCRETE = tl.constexpr(0), tl.constexpr(1), tl
 
 @triton.jit
 def sigmoid(x):
-    """``1 / (1 + exp(-x))`` without overflow, small values to full relative accuracy."""
+    """`1 / (1 + exp(-x))` without overflow, small values to full relative accuracy."""
     tail = tl.exp2(-tl.abs(x) * LOG2_E)
     return tl.where(x >= 0, 1.0, tail) / (1.0 + tail)
 
 
 @triton.jit
 def log_one_plus(x):
-    """``log(1 + x)`` for x in [0, 1]."""
+    """`log(1 + x)` for x in [0, 1]."""
     series = x * (1.0 - x * (0.5 - x * (0.3333333333 - x * 0.25)))
     return tl.where(x < 0.03, series, tl.log2(1.0 + x) * LN_2)
 
@@ -57,7 +57,7 @@ def open_gate(a, seed, positions, temperature, threshold, GATE: tl.constexpr):
 
 @triton.jit
 def divergence(a, log_prior, log_not_prior):
-    """``KL(sigmoid(a) || prior)`` and its derivative, in the smaller of p and 1 - p: nothing cancels."""
+    """`KL(sigmoid(a) || prior)` and its derivative, in the smaller of p and 1 - p: nothing cancels."""
     smaller = -tl.abs(a)
     tail = tl.exp2(smaller * LOG2_E)
     distance = a - (log_prior - log_not_prior)
@@ -84,7 +84,7 @@ def prologue_kernel(
     inverse_norm_ptr, kl_ptr,  # (N,) fp32
     N, D, z_row, z_feature, a_row, a_feature, temperature, threshold, log_prior, log_not_prior, eps,
     ACTIVATION: tl.constexpr, GATE: tl.constexpr, HAS_KL: tl.constexpr, HAS_IMPORTANCE: tl.constexpr,
-    TEMPERED_KL: tl.constexpr, NORMALIZE: tl.constexpr,
+    TEMPERED_KL: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One block of rows, whole."""
@@ -107,11 +107,11 @@ def prologue_kernel(
             kl, _ = divergence(a, log_prior, log_not_prior)
             tl.store(kl_ptr + rows, tl.sum(tl.where(inside, kl, 0.0), 1), mask=rows < N)
     u = tl.where(inside, v, 0.0)
-    if NORMALIZE:
-        norm = tl.sqrt_rn(tl.sum(u * u, 1))
-        inverse_norm = tl.where(norm <= eps, 0.0, 1.0 / norm)  # a row of NaN stays one
-        u = u * inverse_norm[:, None]
-        tl.store(inverse_norm_ptr + rows, inverse_norm, mask=rows < N)
+    norm = tl.sqrt_rn(tl.sum(u * u, 1))
+    # a row of NaN stays one: no comparison with NaN is true
+    inverse_norm = tl.where(norm <= eps, 0.0, 1.0 / norm)
+    u = u * inverse_norm[:, None]
+    tl.store(inverse_norm_ptr + rows, inverse_norm, mask=rows < N)
     offsets = rows.to(tl.int64)[:, None] * WIDTH + features[None, :]
     padded = (rows < N)[:, None] & (features < WIDTH)[None, :]
     tl.store(key_ptr + offsets, u.to(key_ptr.dtype.element_ty), mask=padded)
@@ -133,7 +133,7 @@ def epilogue_kernel(
     N, D, z_row, z_feature, a_row, a_feature, key_gradient_row, query_gradient_row, temperature, threshold,
     log_prior, log_not_prior,
     ACTIVATION: tl.constexpr, GATE: tl.constexpr, HAS_KL: tl.constexpr, HAS_IMPORTANCE: tl.constexpr,
-    TEMPERED_KL: tl.constexpr, NORMALIZE: tl.constexpr, HAS_KEY_GRADIENT: tl.constexpr,
+    TEMPERED_KL: tl.constexpr, HAS_KEY_GRADIENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """The gradient of one block of rows, and its share of the column sums."""
@@ -152,11 +152,8 @@ def epilogue_kernel(
         if GATE == CONCRETE:
             seed = tl.load(seed_ptr)
         m, gate_slope = open_gate(a, seed, positions, temperature, threshold, GATE)
-    u = f * m
-    inverse_norm = tl.full((BLOCK_M,), 1.0, tl.float32)
-    if NORMALIZE:
-        inverse_norm = tl.load(inverse_norm_ptr + rows, mask=rows < N, other=0.0)
-        u = u * inverse_norm[:, None]
+    inverse_norm = tl.load(inverse_norm_ptr + rows, mask=rows < N, other=0.0)
+    u = f * m * inverse_norm[:, None]
 
     gradient = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     if HAS_KEY_GRADIENT:
@@ -168,9 +165,8 @@ def epilogue_kernel(
         partial = tl.sum(tl.where(inside, query_gradient * u, 0.0), 0)
         position = tl.program_id(0).to(tl.int64) * D
         tl.store(importance_partial_ptr + position + features, partial, mask=features < D)
-    if NORMALIZE:
-        radial = tl.sum(gradient * u, 1)
-        gradient = (gradient - radial[:, None] * u) * inverse_norm[:, None]
+    radial = tl.sum(gradient * u, 1)
+    gradient = (gradient - radial[:, None] * u) * inverse_norm[:, None]
 
     offsets = rows.to(tl.int64)[:, None] * D + features[None, :]
     tl.store(z_gradient_ptr + offsets, (gradient * m * slope).to(z_gradient_ptr.dtype.element_ty), mask=inside)
