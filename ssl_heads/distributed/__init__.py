@@ -9,11 +9,15 @@ the whole batch. The backward of every collective here is its adjoint, so the gr
 ranks together is that of :math:`\sum_r L_r`, and the mean that DistributedDataParallel takes is the gradient of the
 loss of the whole batch. This holds for features, temperatures, scales, biases and importances alike.
 
-Two ways of meeting the keys of other ranks:
+Whose rows a loss compares is its `gather`, and the ranks that hold the batch are its `group`, None for the default one:
 
-- ``"all"``: every rank gathers the keys once and compares its own rows with all columns. Memory O(N d).
-- ``"ring"``: keys travel from rank to rank, and the next block arrives while this one is compared. Memory O(N d / W);
-  the backward sends the keys round once more, and their gradients after them.
+- ``"none"``: those of this rank. Nothing is sent.
+- ``"all"``: those of all ranks. Every rank gathers the keys once and compares its own rows with all columns. Memory
+  O(N d).
+- ``"ring"``: those of all ranks. Keys travel from rank to rank, and the next block arrives while this one is compared.
+  Memory O(N d / W); the backward sends the keys round once more, and their gradients after them.
+
+Losses through moments exchange one d x d matrix for ``"all"`` and ``"ring"`` alike.
 
 Rank and size are read from the group in each call. Without a process group, or with one rank, nothing is sent.
 """

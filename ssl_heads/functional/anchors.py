@@ -46,9 +46,8 @@ def anchor_regression(
         anchors: Shape (K, d), directions that get no gradient: see `class_anchors`.
         distance: ``"cosine"`` is 1 - cos, ``"euclidean"`` the length of the difference, ``"manhattan"`` its L1 norm.
         ignore_index: What stands for no label beside -1.
-        gather: ``"none"`` takes the mean over this rank's labelled rows, ``"all"`` and ``"ring"`` over those of all
-            ranks, of which each may hold another number; one count is exchanged, no embedding.
-        group: The ranks that hold the batch; None is the default group.
+        gather, group: Over whose labelled rows the mean is taken, see `ssl_heads.distributed`. Ranks may hold different
+            numbers of them; one count is exchanged, no embedding.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs). Without a labelled row it is 0, still part of the graph. A zero row is

@@ -37,10 +37,8 @@ def clip_loss(
         text_features: Shape (n, d).
         logit_scale: Multiplies the similarities, already exponentiated.
         logit_bias: Accepted because models with a bias pass it; a softmax does not depend on it.
-        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
-            `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
-        impl: How the similarity matrix is reduced.
+        gather, group: Whose rows are compared, see `ssl_heads.distributed`.
+        impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs).
@@ -96,10 +94,8 @@ def siglip_loss(
         text_features: Shape (n, d).
         logit_scale: Multiplies the similarities, already exponentiated.
         logit_bias: Added to every logit; -10 at the start in the paper.
-        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
-            `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
-        impl: How the similarity matrix is reduced.
+        gather, group: Whose rows are compared, see `ssl_heads.distributed`.
+        impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs).

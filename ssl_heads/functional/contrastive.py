@@ -48,9 +48,7 @@ def nt_xent(
         normalize: Whether rows are divided by their length.
         ids: Integers of shape (n,); samples with an equal id are never negatives of each other. -1 is no id: such a
             sample is a negative of all others.
-        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
-            `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
+        gather, group: Whose rows are compared, see `ssl_heads.distributed`.
         impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Returns:
@@ -111,10 +109,8 @@ def info_nce(
             sample is a negative of all others.
         queue_ids: Integers of shape (K,), needed with ``ids`` where there is a queue: an entry with the id of a query
             is no negative of it. `MemoryQueue` holds them; -1, which it puts where none was given, is no id here too.
-        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
-            `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
-        impl: How the similarity matrix is reduced.
+        gather, group: Whose rows are compared, see `ssl_heads.distributed`.
+        impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs).

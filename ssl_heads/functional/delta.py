@@ -131,10 +131,10 @@ def delta_contrast(
         ratio: SCL only: ``"linear"`` takes :math:`r = -D`, the classic spectral loss.
         clamp: Where ``-D`` exceeds it, ``scl`` and ``nwj`` continue the exponential by its tangent: the value stays
             finite, the gradient is bounded and never zero.
-        gather: ``"all"`` contrasts this rank's rows with the columns of all ranks, ``"none"`` with its own.
-        group: The ranks that hold the batch; None is the default group.
-        impl: How the matrix is reduced. Forms that factor run through `ssl_heads.similarity`, the others over blocks
-            of rows that are computed again in the backward pass.
+        gather, group: Whose columns the rows of this rank are contrasted with, see `ssl_heads.distributed`; ``"ring"``
+            is refused.
+        impl: How the matrix is reduced, see `ssl_heads.similarity.Impl`. Forms that factor run through the engine, the
+            others over blocks of rows that are computed again in the backward pass.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs). One pair has no negatives: their mean is 0.

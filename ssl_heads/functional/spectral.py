@@ -30,9 +30,7 @@ def spectral_contrastive(
         z0: First views, of shape (n, d).
         z1: Second views, of shape (n, d).
         normalize: Whether rows are divided by their length.
-        gather: Whose moments are taken: ``"none"`` of this rank's rows, ``"all"`` and ``"ring"`` alike of those of all
-            ranks, see `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
+        gather, group: Whose moments are taken, see `ssl_heads.distributed`.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs). One pair has no negatives: its second term is 0.
@@ -76,9 +74,7 @@ def decorrelation(
     Args:
         z: Shape (n, d).
         normalize: Whether rows are scaled to length :math:`\sqrt{d}`; else they are taken as they come.
-        gather: Whose moments are taken: ``"none"`` of this rank's rows, ``"all"`` and ``"ring"`` alike of those of all
-            ranks, see `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
+        gather, group: Whose moments are taken, see `ssl_heads.distributed`.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs): 0 for uncorrelated dimensions, d - 1 for collapsed unit rows.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 MultiPositive = Literal["out", "in"]
+MULTI_POSITIVES = get_args(MultiPositive)
 
 
 def sup_con(
@@ -46,10 +47,8 @@ def sup_con(
         multi_positive: ``"out"`` averages the positives outside the logarithm (the SupCon paper's choice), ``"in"``
             sums them inside it (what SimCLR forks compute when labels are passed as indexes). ``"in"`` keeps its
             relative accuracy as it approaches 0; ``"out"`` is a difference, accurate to about 1e-7 in fp32.
-        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
-            `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
-        impl: How the similarity matrix is reduced.
+        gather, group: Whose rows are compared, see `ssl_heads.distributed`.
+        impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs). Where no row has a positive it is 0, still part of the graph.
@@ -67,7 +66,7 @@ def sup_con(
     def checked() -> tuple[float | Tensor, Tensor]:
         _check.rows("embeddings", embeddings)
         integers = _check.integers("labels", labels, len(embeddings), "embeddings", embeddings)
-        _check.choice("multi_positive", multi_positive, ("out", "in"))
+        _check.choice("multi_positive", multi_positive, MULTI_POSITIVES)
         check_impl(impl)
         return inverse(_check.positive("temperature", temperature)), integers
 

@@ -39,10 +39,8 @@ def tri_factor_contrast(
         z1: Second views, of shape (n, d).
         importance: The diagonal of S, of shape (d,), not negative.
         temperature: Divides the similarities.
-        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
-            `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
-        impl: How the similarity matrix is reduced.
+        gather, group: Whose rows are compared, see `ssl_heads.distributed`.
+        impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs).
@@ -73,9 +71,7 @@ def tri_factor_spectral(
         z0: First views, of shape (n, d).
         z1: Second views, of shape (n, d).
         importance: The diagonal of S, of shape (d,), not negative.
-        gather: Whose moments are taken: ``"none"`` of this rank's rows, ``"all"`` and ``"ring"`` alike of those of all
-            ranks, see `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
+        gather, group: Whose moments are taken, see `ssl_heads.distributed`.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs).
@@ -111,10 +107,8 @@ def tri_factor_two_towers(
         z1: Embeddings of the second tower, of shape (n, d).
         importance: The diagonal of S, of shape (d,), not negative.
         temperature: Divides the similarities.
-        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
-            `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
-        impl: How the similarity matrix is reduced.
+        gather, group: Whose rows are compared, see `ssl_heads.distributed`.
+        impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs).
@@ -148,9 +142,7 @@ def tri_factor_spectral_two_towers(
         z0: Embeddings of the first tower, of shape (n, d).
         z1: Embeddings of the second tower, of shape (n, d).
         importance: The diagonal of S, of shape (d,), not negative.
-        gather: Whose moments are taken: ``"none"`` of this rank's rows, ``"all"`` and ``"ring"`` alike of those of all
-            ranks, see `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
+        gather, group: Whose moments are taken, see `ssl_heads.distributed`.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs).

@@ -1,4 +1,4 @@
-"""Losses: embeddings to one scalar."""
+"""Losses as modules: embeddings to one scalar. Each stores a configuration of an equation in `ssl_heads.functional`."""
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
-"""What all losses declare, and what those share that compare rows of several ranks."""
+"""What every loss declares and holds."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from ssl_heads._start import reset_parts
 from ssl_heads.distributed import Gather, check_gather
+from ssl_heads.similarity import Impl, check_impl
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -22,38 +23,50 @@ class Loss(nn.Module):
     """A loss that says what it is called with, so that an adapter need not know its name.
 
     Attributes:
-        takes: ``"views"`` for ``loss(z0, z1)``, ``"labels"`` for ``loss(embeddings, labels)``, ``"towers"`` for
-            open_clip's ``loss(image_features, text_features, logit_scale, logit_bias)``.
+        takes: ``"views"`` for `loss(z0, z1)`, ``"labels"`` for `loss(embeddings, labels)`, ``"towers"`` for open_clip's
+            `loss(image_features, text_features, logit_scale, logit_bias)`.
+        configuration: The attributes that the repr shows, in its order.
     """
 
     takes: ClassVar[Takes]
+    configuration: ClassVar[tuple[str, ...]]
 
     def __init_subclass__(cls) -> None:
-        """A class that can be called says what with."""
+        """Refuse a class that can be called and does not declare itself."""
         super().__init_subclass__()
-        if "forward" in cls.__dict__ and not hasattr(cls, "takes"):
+        if "forward" not in cls.__dict__:
+            return
+        if getattr(cls, "takes", None) not in get_args(Takes):
             raise TypeError(f'{cls.__name__} must declare what it takes: takes = "views", "labels" or "towers"')
+        if not hasattr(cls, "configuration"):
+            raise TypeError(f'{cls.__name__} must declare what its repr shows: configuration = ("temperature", ...)')
 
     def named_terms(self, *tensors: Tensor, temperature: float | Tensor | None = None) -> dict[str, Tensor]:
         """Named terms whose sum is the loss; a temperature takes the place of the loss's own in this call."""
         return {"contrastive_loss": self(*tensors, **({} if temperature is None else {"temperature": temperature}))}
 
+    def extra_repr(self) -> str:
+        """The configuration."""
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.configuration)
+
 
 class GatheringLoss(Loss):
-    """A loss over the rows of this rank or of all ranks, see `ssl_heads.distributed`.
+    """A loss over the rows of this rank or of all ranks.
 
     Args:
-        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks.
-        group: The ranks that hold the batch; None is the default group, looked up in each call.
+        gather, group: Whose rows are compared, see `ssl_heads.distributed`. The group is looked up in each call.
+        impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`; a loss without such a matrix has no
+            choice.
 
     Raises:
-        ValueError: If the way of gathering is unknown.
+        ValueError: If the way of gathering or the implementation is unknown.
     """
 
-    def __init__(self, gather: Gather, group: ProcessGroup | None) -> None:
+    def __init__(self, gather: Gather, group: ProcessGroup | None, impl: Impl = "auto") -> None:
         super().__init__()
         check_gather(gather)
-        self.gather, self.group = gather, group
+        check_impl(impl)
+        self.gather, self.group, self.impl = gather, group, impl
 
     def reset_parameters(self) -> None:
         """Start what the parts of the loss have learned anew."""

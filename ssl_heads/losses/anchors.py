@@ -44,9 +44,7 @@ class OrthonormalAnchorRegression(GatheringLoss):
         distance: ``"cosine"``, ``"euclidean"`` or ``"manhattan"``.
         ignore_index: What stands for no label beside -1.
         seed: Of the random directions.
-        gather: ``"none"`` takes the mean over this rank's labelled rows, ``"all"`` and ``"ring"`` over those of all
-            ranks.
-        group: The ranks that hold the batch; None is the default group.
+        gather, group: Over whose labelled rows the mean is taken, see `ssl_heads.distributed`.
 
     Raises:
         ValueError: If the classes do not fit into the dimensions, a tensor has the wrong shape or a zero row, or a
@@ -66,6 +64,7 @@ class OrthonormalAnchorRegression(GatheringLoss):
     """
 
     takes = "labels"
+    configuration = ("num_classes", "dim", "basis", "distance", "ignore_index", "gather")
     anchors: Tensor
 
     def __init__(
@@ -82,7 +81,8 @@ class OrthonormalAnchorRegression(GatheringLoss):
     ) -> None:
         super().__init__(gather, group)
         _check.choice("distance", distance, DISTANCES)
-        num_classes, dim = _check.at_least_one("num_classes", num_classes), _check.at_least_one("dim", dim)
+        self.num_classes = num_classes = _check.at_least_one("num_classes", num_classes)
+        self.dim = dim = _check.at_least_one("dim", dim)
         if 0 <= _check.integer("ignore_index", ignore_index) < num_classes:
             raise ValueError(f"ignore_index must not be a class, 0..{num_classes - 1}; got {ignore_index}")
         self.basis = "tensor" if isinstance(basis, Tensor) else basis
@@ -115,11 +115,10 @@ class OrthonormalAnchorRegression(GatheringLoss):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the anchors to those of the seed, or of the tensor that the constructor was given."""
-        num_classes, dim = self.anchors.shape
         if self._given is None:
             generator = torch.Generator("cpu").manual_seed(self.seed)
             with torch.device("cpu"):
-                self.anchors.copy_(class_anchors(num_classes, dim, self.basis, generator))  # type: ignore[arg-type]
+                self.anchors.copy_(class_anchors(self.num_classes, self.dim, self.basis, generator))  # type: ignore[arg-type]
         else:
             copy_start(self.anchors, self._given, "a tensor basis")
 
@@ -137,14 +136,6 @@ class OrthonormalAnchorRegression(GatheringLoss):
         self._labelled_batches += bool(found)
         if self._labelled_batches > BATCHES_BEFORE_WARNING and len(self._seen) == 1:
             _warn_of_one_class(f": only {self._seen.pop()} in {BATCHES_BEFORE_WARNING} batches with labels")
-
-    def extra_repr(self) -> str:
-        """The configuration."""
-        classes, dim = self.anchors.shape
-        return (
-            f"num_classes={classes}, dim={dim}, basis={self.basis!r}, distance={self.distance!r}, "
-            f"ignore_index={self.ignore_index}, gather={self.gather!r}"
-        )
 
 
 def _unit_anchors(basis: Tensor, num_classes: int, dim: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Losses between two towers, with open_clip's signature."""
+"""Losses between two towers as modules, with open_clip's signature: CLIP's softmax and SigLIP's sigmoid."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from torch import Tensor
 from ssl_heads import functional
 from ssl_heads.distributed import Gather
 from ssl_heads.losses._base import GatheringLoss
-from ssl_heads.similarity import Impl, check_impl
+from ssl_heads.similarity import Impl
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
 class CLIPLoss(GatheringLoss):
-    """The loss of CLIP with open_clip's signature, see `ssl_heads.functional.clip_loss`.
+    r"""The loss of CLIP: each image finds its text, each text its image, in equal parts.
+
+    .. math:: \frac{1}{2n}\sum_i -\log\frac{e^{S_{ii}}}{\sum_j e^{S_{ij}}} - \log\frac{e^{S_{ii}}}{\sum_j e^{S_{ji}}},
+        \quad S = \text{scale} \cdot I T^\top
 
     Args:
-        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
-            `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
-        impl: How the similarity matrix is reduced.
+        gather, group: Whose rows are compared, see `ssl_heads.distributed`.
+        impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
+
+    Reference:
+        Learning transferable visual models from natural language supervision (arXiv 2103.00020).
 
     Example:
         >>> import torch
@@ -33,11 +37,10 @@ class CLIPLoss(GatheringLoss):
     """
 
     takes = "towers"
+    configuration = ("gather", "impl")
 
     def __init__(self, *, gather: Gather = "none", group: ProcessGroup | None = None, impl: Impl = "auto") -> None:
-        super().__init__(gather, group)
-        check_impl(impl)
-        self.impl = impl
+        super().__init__(gather, group, impl)
 
     def forward(
         self,
@@ -47,25 +50,33 @@ class CLIPLoss(GatheringLoss):
         logit_bias: Tensor | float | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        """Features of shape (n, d), as the model normalised them, to a scalar, or to a dictionary that holds it."""
+        """Features to a scalar.
+
+        Args:
+            image_features: Shape (n, d), used as they come: the model normalises.
+            text_features: Shape (n, d), row by row the texts of the images.
+            logit_scale: Multiplies the similarities, already exponentiated.
+            logit_bias: Accepted because models with a bias pass it; a softmax does not depend on it.
+            output_dict: Whether the scalar comes as ``{"contrastive_loss": scalar}``, as open_clip's trainer asks.
+        """
         loss = functional.clip_loss(
             image_features, text_features, logit_scale, logit_bias, gather=self.gather, group=self.group, impl=self.impl
         )
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def extra_repr(self) -> str:
-        """The configuration."""
-        return f"gather={self.gather!r}, impl={self.impl!r}"
-
 
 class SigLIPLoss(GatheringLoss):
-    """The loss of SigLIP with open_clip's signature, see `ssl_heads.functional.siglip_loss`.
+    r"""The loss of SigLIP: every pair of an image and a text is a yes-or-no question of its own.
+
+    .. math:: \frac{1}{n}\sum_i \Big[\text{softplus}(-S_{ii}) + \sum_{j \ne i} \text{softplus}(S_{ij})\Big],
+        \quad S = \text{scale} \cdot I T^\top + \text{bias}
 
     Args:
-        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
-            `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
-        impl: How the similarity matrix is reduced.
+        gather, group: Whose rows are compared, see `ssl_heads.distributed`.
+        impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
+
+    Reference:
+        Sigmoid loss for language image pre-training (arXiv 2303.15343).
 
     Example:
         >>> import torch
@@ -76,11 +87,10 @@ class SigLIPLoss(GatheringLoss):
     """
 
     takes = "towers"
+    configuration = ("gather", "impl")
 
     def __init__(self, *, gather: Gather = "none", group: ProcessGroup | None = None, impl: Impl = "auto") -> None:
-        super().__init__(gather, group)
-        check_impl(impl)
-        self.impl = impl
+        super().__init__(gather, group, impl)
 
     def forward(
         self,
@@ -90,12 +100,16 @@ class SigLIPLoss(GatheringLoss):
         logit_bias: Tensor | float,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        """Features of shape (n, d), as the model normalised them, to a scalar, or to a dictionary that holds it."""
+        """Features to a scalar.
+
+        Args:
+            image_features: Shape (n, d), used as they come: the model normalises.
+            text_features: Shape (n, d), row by row the texts of the images.
+            logit_scale: Multiplies the similarities, already exponentiated.
+            logit_bias: Added to every logit; -10 at the start in the paper.
+            output_dict: Whether the scalar comes as ``{"contrastive_loss": scalar}``, as open_clip's trainer asks.
+        """
         loss = functional.siglip_loss(
             image_features, text_features, logit_scale, logit_bias, gather=self.gather, group=self.group, impl=self.impl
         )
         return {"contrastive_loss": loss} if output_dict else loss
-
-    def extra_repr(self) -> str:
-        """The configuration."""
-        return f"gather={self.gather!r}, impl={self.impl!r}"

@@ -1,4 +1,4 @@
-"""Losses over two views: NT-Xent and InfoNCE."""
+"""Softmax contrastive losses over views, as modules: SimCLR's NT-Xent, and InfoNCE with or without MoCo's queue."""
 
 from __future__ import annotations
 
@@ -9,25 +9,30 @@ from torch import Tensor
 from ssl_heads import _check, functional
 from ssl_heads.distributed import Gather
 from ssl_heads.losses._base import GatheringLoss
-from ssl_heads.similarity import Impl, check_impl
+from ssl_heads.similarity import Impl
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
 class NTXentLoss(GatheringLoss):
-    """The loss of SimCLR over two views, see `ssl_heads.functional.nt_xent`.
+    r"""The loss of SimCLR: each row finds its other view among all rows of both views.
+
+    .. math:: \frac{1}{2n}\sum_i -\log\frac{e^{u_i\cdot u_{p(i)}/T}}{\sum_{j \ne i} e^{u_i\cdot u_j/T}}
+
+    over the 2n rows u of both views, where p(i) is the other view of row i.
 
     Args:
-        temperature: Divides the similarities.
-        normalize: Whether rows are divided by their length.
-        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
-            `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
-        impl: How the similarity matrix is reduced.
+        temperature: T, divides the similarities.
+        normalize: Whether rows are divided by their length, so that similarities are cosines.
+        gather, group: Whose rows are compared, see `ssl_heads.distributed`.
+        impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Raises:
         ValueError: If the temperature is not a finite number above 0.
+
+    Reference:
+        A simple framework for contrastive learning of visual representations (arXiv 2002.05709).
 
     Example:
         >>> import torch
@@ -38,6 +43,7 @@ class NTXentLoss(GatheringLoss):
     """
 
     takes = "views"
+    configuration = ("temperature", "normalize", "gather", "impl")
 
     def __init__(
         self,
@@ -48,15 +54,21 @@ class NTXentLoss(GatheringLoss):
         group: ProcessGroup | None = None,
         impl: Impl = "auto",
     ) -> None:
-        super().__init__(gather, group)
-        check_impl(impl)
-        self.temperature = _check.positive("temperature", temperature)
-        self.normalize, self.impl = normalize, impl
+        super().__init__(gather, group, impl)
+        self.temperature, self.normalize = _check.positive("temperature", temperature), normalize
 
     def forward(
         self, z0: Tensor, z1: Tensor, ids: Tensor | None = None, *, temperature: float | Tensor | None = None
     ) -> Tensor:
-        """Two views (n, d), and optional ids (n,), -1 for none, to a scalar; a temperature is this call's."""
+        """Two views to a scalar.
+
+        Args:
+            z0: First views, of shape (n, d).
+            z1: Second views of the same samples, row by row, of shape (n, d).
+            ids: Integers of shape (n,); samples with an equal id are never negatives of each other. -1 is no id: such a
+                sample is a negative of all others.
+            temperature: For this call, in place of the loss's own.
+        """
         return functional.nt_xent(
             z0,
             z1,
@@ -68,24 +80,26 @@ class NTXentLoss(GatheringLoss):
             impl=self.impl,
         )
 
-    def extra_repr(self) -> str:
-        """The configuration."""
-        return f"temperature={self.temperature}, normalize={self.normalize}, gather={self.gather!r}, impl={self.impl!r}"
-
 
 class InfoNCELoss(GatheringLoss):
-    """One-directional InfoNCE; with a queue it is the loss of MoCo, see `ssl_heads.functional.info_nce`.
+    r"""Each query finds its own key among the keys of the batch, or among the entries of a queue (MoCo).
+
+    .. math:: \frac{1}{n}\sum_i -\log\frac{e^{q_i\cdot k_i/T}}{e^{q_i\cdot k_i/T} + \sum_{c} e^{q_i\cdot c/T}}
+
+    where c runs over the other keys, or over the queue if there is one.
 
     Args:
-        temperature: Divides the similarities.
-        normalize: Whether rows are divided by their length.
-        gather: Whose rows are compared: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all ranks, see
-            `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
-        impl: How the similarity matrix is reduced.
+        temperature: T, divides the similarities.
+        normalize: Whether rows are divided by their length, so that similarities are cosines.
+        gather, group: Whose rows are compared, see `ssl_heads.distributed`.
+        impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Raises:
         ValueError: If the temperature is not a finite number above 0.
+
+    Reference:
+        Representation learning with contrastive predictive coding (arXiv 1807.03748), and with a queue momentum
+        contrast (arXiv 1911.05722).
 
     Example:
         >>> import torch
@@ -96,6 +110,7 @@ class InfoNCELoss(GatheringLoss):
     """
 
     takes = "views"
+    configuration = ("temperature", "normalize", "gather", "impl")
 
     def __init__(
         self,
@@ -106,10 +121,8 @@ class InfoNCELoss(GatheringLoss):
         group: ProcessGroup | None = None,
         impl: Impl = "auto",
     ) -> None:
-        super().__init__(gather, group)
-        check_impl(impl)
-        self.temperature = _check.positive("temperature", temperature)
-        self.normalize, self.impl = normalize, impl
+        super().__init__(gather, group, impl)
+        self.temperature, self.normalize = _check.positive("temperature", temperature), normalize
 
     def forward(
         self,
@@ -121,7 +134,17 @@ class InfoNCELoss(GatheringLoss):
         *,
         temperature: float | Tensor | None = None,
     ) -> Tensor:
-        """Queries and keys (n, d), a queue (K, d) and ids, -1 for none, to a scalar; a temperature is this call's."""
+        """Queries and keys to a scalar.
+
+        Args:
+            query: Shape (n, d).
+            key: The positives, row by row, of shape (n, d).
+            queue: Negatives of shape (K, d) without gradient, or None for the other keys.
+            ids: Integers of shape (n,); samples with an equal id are never negatives of each other. -1 is no id: such a
+                sample is a negative of all others.
+            queue_ids: The ids of the queue, of shape (K,), needed with ``ids`` where there is a queue.
+            temperature: For this call, in place of the loss's own.
+        """
         return functional.info_nce(
             query,
             key,
@@ -134,7 +157,3 @@ class InfoNCELoss(GatheringLoss):
             group=self.group,
             impl=self.impl,
         )
-
-    def extra_repr(self) -> str:
-        """The configuration."""
-        return f"temperature={self.temperature}, normalize={self.normalize}, gather={self.gather!r}, impl={self.impl!r}"

@@ -46,9 +46,9 @@ class DeltaContrast(GatheringLoss):
         symmetric: InfoNCE in both directions.
         ratio: ``"linear"`` makes ``"scl"`` the classic spectral loss.
         clamp: Where the exponentials of ``"scl"`` and ``"nwj"`` turn into straight lines; `terms` tells how often.
-        gather: ``"all"`` contrasts this rank's rows with the columns of all ranks, ``"none"`` with its own.
-        group: The ranks that hold the batch; None is the default group.
-        impl: How the matrix is reduced.
+        gather, group: Whose columns the rows of this rank are contrasted with, see `ssl_heads.distributed`; ``"ring"``
+            is refused.
+        impl: How the matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Raises:
         ValueError: If a choice is unknown, a kind does not have it, or a correction cannot be trained.
@@ -63,6 +63,7 @@ class DeltaContrast(GatheringLoss):
     """
 
     takes = "views"
+    configuration = ("kind", "symmetric", "ratio", "clamp", "gather", "impl")
 
     def __init__(
         self,
@@ -78,14 +79,14 @@ class DeltaContrast(GatheringLoss):
         group: ProcessGroup | None = None,
         impl: Impl = "auto",
     ) -> None:
-        super().__init__(gather, group)
+        super().__init__(gather, group, impl)
         form = DeltaForm(kind, symmetric, ratio, clamp).checked(gather, impl)
         if alpha == "auto":
             alpha = ScalarCorrection() if kind != "infonce" and ratio == "exp" else None
         dissimilarity = NegativeCosine() if dissimilarity is None else dissimilarity
         _check_modules(dissimilarity, alpha, alpha_tilde)
         _check_trainable(kind, symmetric, alpha, alpha_tilde)
-        self.kind, self.symmetric, self.ratio, self.clamp, self.impl = *form, impl
+        self.kind, self.symmetric, self.ratio, self.clamp = form
         self.dissimilarity, self.alpha, self.alpha_tilde = dissimilarity, alpha, alpha_tilde
 
     def forward(self, z: Tensor, w: Tensor) -> Tensor:
@@ -163,13 +164,6 @@ class DeltaContrast(GatheringLoss):
         for offset, start in starts:  # after both sides: they may share a correction
             offset.start_at(start)
         return moved[0], moved[1]
-
-    def extra_repr(self) -> str:
-        """The configuration."""
-        return (
-            f"kind={self.kind!r}, symmetric={self.symmetric}, ratio={self.ratio!r}, clamp={self.clamp}, "
-            f"gather={self.gather!r}, impl={self.impl!r}"
-        )
 
 
 def _described(correction: nn.Module | None) -> str:

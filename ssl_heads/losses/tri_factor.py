@@ -14,7 +14,7 @@ from ssl_heads.functional.spectral import weighed_decorrelation
 from ssl_heads.heads.importance import FeatureImportance
 from ssl_heads.losses._base import GatheringLoss
 from ssl_heads.losses.steps import optimizer_steps
-from ssl_heads.similarity import Impl, check_impl
+from ssl_heads.similarity import Impl
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -39,9 +39,9 @@ class TriFactorContrast(GatheringLoss):
 
     .. math:: L = L_\text{contrast}(u^\top S u') + w \, L_\text{decorrelation}(u),\quad S = \text{diag}(s)
 
-    Tri-factor contrastive learning, equations 8, 9, 16 and 17. The importance must be trained: give an importance that
-    your model owns, or the parameters of this loss, to the optimiser. The released code forgot; this one warns once
-    when optimisers have taken 100 steps and none of them moved it.
+    The importance must be trained: give an importance that your model owns, or the parameters of this loss, to the
+    optimiser. The released code forgot; this one warns once when optimisers have taken 100 steps and none of them moved
+    it.
 
     Args:
         dim: Width of the embeddings, for an importance that this loss owns.
@@ -50,13 +50,15 @@ class TriFactorContrast(GatheringLoss):
         temperature: Divides the similarities; the spectral kind has none.
         decorrelation_weight: Weight of the second term.
         two_towers: Whether the views come from two encoders, each with a decorrelation of its own.
-        gather: Whose rows are compared and decorrelated: ``"none"`` this rank's, ``"all"`` or ``"ring"`` those of all
-            ranks, see `ssl_heads.distributed`.
-        group: The ranks that hold the batch; None is the default group.
-        impl: How the similarity matrix is reduced.
+        gather, group: Whose rows are compared and decorrelated, see `ssl_heads.distributed`.
+        impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Raises:
         ValueError: If neither or both of ``dim`` and ``importance`` are given, or a number is out of range.
+
+    Reference:
+        Identifiable contrastive learning with automatic feature importance discovery (arXiv 2310.18904), equations 8,
+        9, 16 and 17.
 
     Example:
         >>> import torch
@@ -68,6 +70,7 @@ class TriFactorContrast(GatheringLoss):
     """
 
     takes = "views"
+    configuration = ("kind", "temperature", "decorrelation_weight", "two_towers", "gather", "impl")
 
     def __init__(
         self,
@@ -82,17 +85,16 @@ class TriFactorContrast(GatheringLoss):
         group: ProcessGroup | None = None,
         impl: Impl = "auto",
     ) -> None:
-        super().__init__(gather, group)
+        super().__init__(gather, group, impl)
         if (dim is None) == (importance is None):
             raise ValueError(f"give either dim or importance, got dim={dim} and importance={importance}")
         if importance is not None and not isinstance(importance, FeatureImportance):
             raise ValueError(f"importance must be a FeatureImportance, got {type(importance).__name__}")
         _check.choice("kind", kind, ("infonce", "spectral"))
-        check_impl(impl)
         self.importance = importance if importance is not None else FeatureImportance(dim)  # type: ignore[arg-type]
         self.kind, self.temperature = kind, _check.positive("temperature", temperature)
         self.decorrelation_weight = _check.not_negative("decorrelation_weight", decorrelation_weight)
-        self.two_towers, self.impl = two_towers, impl
+        self.two_towers = two_towers
         self._watched: tuple[int, Tensor] | None = None
         self._last_step, self._steps_unmoved, self._warned = 0, 0, False
 
@@ -150,11 +152,4 @@ class TriFactorContrast(GatheringLoss):
             "to one, for instance optimizer.add_param_group({'params': loss.parameters(), 'weight_decay': 0}), "
             "or freeze it with loss.importance.requires_grad_(False)",
             stacklevel=4,
-        )
-
-    def extra_repr(self) -> str:
-        """The configuration."""
-        return (
-            f"kind={self.kind!r}, temperature={self.temperature}, decorrelation_weight={self.decorrelation_weight}, "
-            f"two_towers={self.two_towers}, gather={self.gather!r}, impl={self.impl!r}"
         )
