@@ -17,12 +17,18 @@ LOWEST := .venv-lowest
 JOBS ?= 2
 PYTEST_ARGS ?=
 
+# The tests that a change of an equation can break, but for the slow ones: Triton's interpreter, compilation, peak memory
+# and oracles of 257 rows.
+FAST := $(addprefix tests/,functional heads losses similarity test_docs.py test_docstrings.py test_public_api.py)
+FAST_ARGS := --ignore=tests/similarity/triton -k 'not compil and not peak_memory and not 257'
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest lint format bench api clean
+.PHONY: help demo test test-fast test-lowest lint format bench api clean
 
 help:
 	@echo "make demo         train the four arms on real digits, print the table, write the picture"
 	@echo "make test         ruff, mypy and all tests"
+	@echo "make test-fast    ruff, mypy and what a change of an equation needs, in under 90 seconds"
 	@echo "make test-lowest  the tests on the lowest versions that are declared"
 	@echo "make lint         ruff and mypy only"
 	@echo "make format       let ruff rewrite what it can"
@@ -43,6 +49,9 @@ demo: $(INSTALLED)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+test-fast: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(FAST) $(FAST_ARGS) $(PYTEST_ARGS)
 
 test-lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --ignore=tests/examples --ignore=tests/peers $(PYTEST_ARGS)
