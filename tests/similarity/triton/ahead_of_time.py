@@ -2,18 +2,23 @@
 
 Run as a program it compares with, or with ``--write`` renews, the committed record::
 
-    python tests/similarity/triton/ahead_of_time.py [--write] [--only sm_90]
+    python tests/similarity/triton/ahead_of_time.py [--write] [--only sm_90] [--heaviest]
+
+The record names the kernels that it is of. As long as these and the compiler are the same, so is the machine code, and
+the tests compile the heaviest case of each kernel alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +30,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+import ssl_heads
 from ssl_heads.rowwise.host import ACTIVATIONS, GATES, row_block
 from ssl_heads.rowwise.kernels import epilogue_kernel, prologue_kernel
 from ssl_heads.similarity.triton.configurations import SHARED_MEMORY, TABLE, WIDE, Tile
@@ -156,6 +162,27 @@ def case(
     return Case(name, architecture, function, constants, element, tile.warps, tile.stages)
 
 
+def fingerprint() -> str:
+    """Changes with the kernels and with what they are compiled for, and not with comments or the layout of lines."""
+    package = Path(ssl_heads.__file__).parent
+    left_out = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING)
+    total = hashlib.sha256()
+    for path in sorted({*package.rglob("kernels/*.py"), *package.rglob("kernels.py")}):
+        with path.open("rb") as file:
+            words = [token.string for token in tokenize.tokenize(file.readline) if token.type not in left_out]
+        total.update(" ".join(words).encode())
+    total.update(repr([c._replace(kernel=c.kernel.__name__) for c in cases()]).encode())
+    return total.hexdigest()
+
+
+def heaviest(selected: list[Case], golden: dict[str, dict[str, int]]) -> list[Case]:
+    """Of every architecture and kernel the case with most registers."""
+    found: dict[tuple[str, str], Case] = {}
+    for c in sorted(selected, key=lambda c: golden[c.name]["registers"]):
+        found[c.architecture, c.kernel.__name__] = c
+    return list(found.values())
+
+
 def compile_case(c: Case, wide_integers: tuple[str, ...] = ()) -> Any:
     """The compiled kernel, with the divisibility that the launcher's aligned buffers have."""
     signature, attributes = {}, {}
@@ -259,17 +286,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="renew the committed record")
     parser.add_argument("--only", default="", help="prefix of the case names")
+    parser.add_argument("--heaviest", action="store_true", help="one case of each kernel, where the record is of these")
+    parser.add_argument("--fingerprint", action="store_true", help="print what the record must be of")
     parser.add_argument("--extremes", default="", help="an architecture: compile for integers of 1 and beyond 32 bits")
     arguments = parser.parse_args()
+    if arguments.fingerprint:
+        print(fingerprint())
+        return 0
     if arguments.extremes:
         print(f"{compile_extremes(arguments.extremes)} kernels compile")
         return 0
-    record = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {"triton": "", "kernels": {}}
+    record = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {"triton": "", "of": "", "kernels": {}}
     golden = record["kernels"]
     # another compiler allocates other registers: then only what no kernel may do is checked
     comparable = record["triton"] == triton.__version__ and not arguments.write
     found = dict(golden) if arguments.only else {}
     selected = [c for c in cases() if c.name.startswith(arguments.only)]
+    if comparable and record.get("of") != fingerprint():
+        print("FAIL the record is of other kernels: renew it with --write")
+        return 1
+    if comparable and arguments.heaviest:
+        selected = heaviest(selected, golden)
     bad = 0
     for c in selected:
         row = found[c.name] = figures(c)
@@ -281,7 +318,8 @@ def main() -> int:
     print(f"{len(selected)} kernels, {bad} fail; {'compared with' if comparable else 'not compared with'} the record")
     if arguments.write:
         rows = ",\n".join(f'  "{name}": {json.dumps(row)}' for name, row in found.items())
-        GOLDEN.write_text(f'{{\n "triton": "{triton.__version__}",\n "kernels": {{\n{rows}\n }}\n}}\n')
+        head = f' "triton": "{triton.__version__}",\n "of": "{fingerprint()}",\n'
+        GOLDEN.write_text(f'{{\n{head} "kernels": {{\n{rows}\n }}\n}}\n')
     return 1 if bad or not selected else 0
 
 
