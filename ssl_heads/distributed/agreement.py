@@ -37,7 +37,7 @@ def world_size(group: ProcessGroup | None) -> int:
     return world
 
 
-def agreed(
+def agree(
     first: object, facts: Mapping[str, object], check: Callable[[], T], group: ProcessGroup | None, least: int = 0
 ) -> tuple[tuple[int, ...], T]:
     """The number of rows of every rank, and what the check of the own inputs returns.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ssl_heads import _check
-from ssl_heads.distributed.agreement import agreed, needs_gradient, world_size
+from ssl_heads.distributed.agreement import agree, needs_gradient, world_size
 from ssl_heads.distributed.outside import outside_graph
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def all_gather_rows(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """
     if world_size(group) == 1:
         return x
-    sizes, _ = agreed(x, tensor_facts("all_gather_rows", x, first=1), lambda: _check_rows(x), group)
+    sizes, _ = agree(x, tensor_facts("all_gather_rows", x, first=1), lambda: _check_rows(x), group)
     return gather_sized(x, sizes, group)
 
 
@@ -67,7 +67,7 @@ def all_reduce_sum(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """
     if world_size(group) == 1:
         return x
-    agreed(x, tensor_facts("all_reduce_sum", x, first=0), lambda: _check.tensor("x", x), group)
+    agree(x, tensor_facts("all_reduce_sum", x, first=0), lambda: _check.tensor("x", x), group)
     return sum_over_ranks(x, group)
 
 

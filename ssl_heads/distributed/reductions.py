@@ -1,4 +1,4 @@
-"""Reductions over the keys of all ranks: of this process alone, gathered, or travelling.
+"""Reductions over the keys of all ranks: of this process alone, gathered, or sent round a ring.
 
 Losses call these; one process is one block of the matrix.
 """
@@ -27,6 +27,7 @@ def log_sum_exp(
     *,
     columns: bool = False,
     bound: float = math.inf,
+    dtype: torch.dtype | None = None,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """Log-sum-exp over the negatives of the own rows among the keys of all ranks, and of the own columns on request.
@@ -38,6 +39,7 @@ def log_sum_exp(
         pairs: Which pairs count.
         columns: Whether the log-sum-exp of the own keys over the queries of all ranks is wanted too.
         bound: The largest ``|logit|`` where the caller knows it.
+        dtype: The dtype that kernels may round rows to for their products; None leaves them as they are.
         impl: See `ssl_heads.similarity.Impl`.
 
     Returns:
@@ -47,16 +49,16 @@ def log_sum_exp(
     if shard.alone:
         exclusion = _own_block(pairs, query, key)
         return similarity.log_sum_exp(
-            query, key, scale, exclusion=exclusion, columns=columns, bound=bound, dtype=shard.dtype, impl=impl
+            query, key, scale, exclusion=exclusion, columns=columns, bound=bound, dtype=dtype, impl=impl
         )
     if shard.gather == "ring":
-        row, column = ring.log_sum_exp(query * scale, key, pairs, columns, bound, impl)
+        row, column = ring.log_sum_exp(query * scale, key, pairs, columns, bound, dtype, impl)
         return row, column if columns else None
     keys = shard.gathered(key)
     exclusion = pairs.exclusion_for_all(len(keys) // shard.total)
     views = [
         similarity.log_sum_exp(
-            view, keys, scale, exclusion=exclusion, columns=columns, bound=bound, dtype=shard.dtype, impl=impl
+            view, keys, scale, exclusion=exclusion, columns=columns, bound=bound, dtype=dtype, impl=impl
         )
         for view in torch.split(query, shard.rows)
     ]
@@ -75,6 +77,7 @@ def self_log_sum_exp(
     *,
     weight: Tensor | None = None,
     bound: float = math.inf,
+    dtype: torch.dtype | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """Log-sum-exp over the negatives of the own rows of ``scale * x diag(weight) x^T``, x of all ranks.
@@ -87,6 +90,7 @@ def self_log_sum_exp(
         pairs: Which pairs count.
         weight: One weight a dimension, of shape (d,), or None for ones.
         bound: The largest ``|logit|`` where the caller knows it.
+        dtype: The dtype that kernels may round rows to for their products; None leaves them as they are.
         impl: See `ssl_heads.similarity.Impl`.
 
     Returns:
@@ -96,9 +100,9 @@ def self_log_sum_exp(
     if shard.alone:
         exclusion = _own_block(pairs, x, x)
         return similarity.self_log_sum_exp(
-            x, scale, weight=weight, exclusion=exclusion, bound=bound, dtype=shard.dtype, impl=impl
+            x, scale, weight=weight, exclusion=exclusion, bound=bound, dtype=dtype, impl=impl
         )
-    return log_sum_exp(x if weight is None else x * weight, x, scale, pairs, bound=bound, impl=impl)[0]
+    return log_sum_exp(x if weight is None else x * weight, x, scale, pairs, bound=bound, dtype=dtype, impl=impl)[0]
 
 
 def _own_block(pairs: Pairs, query: Tensor, key: Tensor) -> Exclusion:
@@ -106,20 +110,29 @@ def _own_block(pairs: Pairs, query: Tensor, key: Tensor) -> Exclusion:
     return pairs.exclusion_for_block(pairs.shard.rank, query.shape[0] // rows, key.shape[0] // rows)
 
 
-def softplus_sum(query: Tensor, key: Tensor, scale: Tensor | float, bias: Tensor, pairs: Pairs, impl: Impl) -> Tensor:
+def softplus_sum(
+    query: Tensor,
+    key: Tensor,
+    scale: Tensor | float,
+    bias: Tensor,
+    pairs: Pairs,
+    *,
+    dtype: torch.dtype | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
     """``sum_ij softplus(scale * <q_i, k_j> + bias)`` over the negatives of the own rows among the keys of all ranks."""
     shard = pairs.shard
     if shard.gather == "ring":
-        return ring.softplus_sum(query * scale, key, bias, pairs, impl)
+        return ring.softplus_sum(query * scale, key, bias, pairs, dtype, impl)
     keys = shard.gathered(key)
     exclusion = _own_block(pairs, query, key) if shard.alone else pairs.exclusion_for_all(1)
-    return similarity.softplus_sum(query, keys, scale, bias, exclusion=exclusion, dtype=shard.dtype, impl=impl)
+    return similarity.softplus_sum(query, keys, scale, bias, exclusion=exclusion, dtype=dtype, impl=impl)
 
 
 def class_sum(keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
     """For each own row the sum of the keys of its class over all ranks.
 
-    The matrix [labels_i = labels_j] is symmetric, so that the backward of the travelling sum is the same sum.
+    The matrix [labels_i = labels_j] is symmetric, so that the backward of the sum round the ring is the same sum.
 
     Args:
         keys: The own keys, of shape (n, d).

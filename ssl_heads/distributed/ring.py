@@ -1,12 +1,13 @@
-"""Keys that travel from rank to rank: each block is compared while the next one arrives.
+"""A ring of ranks: each compares its rows with the block of keys it holds, while the next block arrives.
 
 The backward sends the keys round once more, and the sum of their gradients after them.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,20 +21,25 @@ from ssl_heads.similarity import Impl, implementation
 from ssl_heads.similarity.backend import Needs
 from ssl_heads.similarity.operators import backend
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 def log_sum_exp(
-    query: Tensor, key: Tensor, pairs: Pairs, columns: bool, bound: float, impl: Impl
+    query: Tensor, key: Tensor, pairs: Pairs, columns: bool, bound: float, dtype: torch.dtype | None, impl: Impl
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exp of the own rows, and of the own columns on request (else an empty tensor)."""
-    impl = agreed(impl, query, key, pairs.shard)
-    row, column = _log_sum_exp(query, key, pairs, columns, bound, impl)
+    impl = resolve_impl(impl, query, key, pairs.shard)
+    row, column = _log_sum_exp(query, key, pairs, columns, bound, dtype, impl)
     return row, column
 
 
-def softplus_sum(query: Tensor, key: Tensor, bias: Tensor, pairs: Pairs, impl: Impl) -> Tensor:
+def softplus_sum(
+    query: Tensor, key: Tensor, bias: Tensor, pairs: Pairs, dtype: torch.dtype | None, impl: Impl
+) -> Tensor:
     """``sum_ij softplus(S_ij + b)`` of the own rows."""
-    impl = agreed(impl, query, key, pairs.shard)
-    total: Tensor = _softplus_sum(query, key, bias, pairs, impl)
+    impl = resolve_impl(impl, query, key, pairs.shard)
+    total: Tensor = _softplus_sum(query, key, bias, pairs, dtype, impl)
     return total
 
 
@@ -43,26 +49,27 @@ def class_sum(keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
     return total
 
 
-# ---------------------------------------------------------------------------------------------------- how blocks travel
+# ------------------------------------------------------------------------------------------------------ what is sent
 
 
-def agreed(impl: Impl, query: Tensor, key: Tensor, shard: Shard) -> Impl:
-    """What ``impl`` means for a block of mean size: the same on every rank, as the dtype of what travels must be."""
+def resolve_impl(impl: Impl, query: Tensor, key: Tensor, shard: Shard) -> Impl:
+    """What ``impl`` means for a block of mean size: the same on every rank, as the dtype of what is sent must be."""
     rows, columns = (x.shape[0] // shard.rows * shard.total // shard.world for x in (query, key))
     return implementation(impl, query[:1], rows * columns)
 
 
-def as_they_travel(impl: Impl, shard: Shard, *rows: Tensor) -> tuple[Tensor, ...]:
-    """The rows as the kernels read them; as they are for tiles."""
-    return tuple(x.to(shard.dtype) for x in rows) if impl == "triton" else rows
+def rows_to_send(impl: Impl, dtype: torch.dtype | None, *rows: Tensor) -> tuple[Tensor, ...]:
+    """The rows in the dtype that the kernels read; unchanged for other backends."""
+    return rows if dtype is None or impl != "triton" else tuple(x.to(dtype) for x in rows)
 
 
-class Shift:
+class RingExchange:
     """Tensors on their way to the next rank, while others arrive from the previous one."""
 
     def __init__(self, shard: Shard, tensors: Sequence[Tensor], shapes: Sequence[Sequence[int]], tag: int) -> None:
         following, previous = (_peer(shard, step) for step in (1, -1))
-        self.leaving = [tensor.contiguous() for tensor in tensors]  # their memory must live until they have left
+        # The sent memory must live until the exchange has ended.
+        self.leaving = [tensor.contiguous() for tensor in tensors]
         self.arriving = [tensor.new_empty(*shape) for tensor, shape in zip(tensors, shapes, strict=True)]
         operations = [
             dist.P2POp(operation, tensor, peer, shard.group, tag + i)
@@ -88,39 +95,40 @@ def _shapes_at(shard: Shard, tensors: Sequence[Tensor], here: int, there: int) -
     return [(t.shape[0] // shard.sizes[here] * shard.sizes[there], *t.shape[1:]) for t in tensors]
 
 
-KEYS, SUMS = 0, 8  # first tags: blocks and the sums behind them never take each other's place
+KEYS, SUMS = 0, 8
+"""First message tags; distinct, so that blocks and partial sums in flight cannot be confused."""
 
 
-def travelling(shard: Shard, *tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
+def ring_blocks(shard: Shard, *tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
     """Every rank's tensors with its rank, the own first; the next arrive while the caller works with these."""
     block = list(tensors)
     for hop in range(shard.world):
         source, upcoming = (shard.rank - hop) % shard.world, (shard.rank - hop - 1) % shard.world
         last = hop == shard.world - 1
-        shift = None if last else Shift(shard, block, _shapes_at(shard, block, source, upcoming), KEYS)
+        exchange = None if last else RingExchange(shard, block, _shapes_at(shard, block, source, upcoming), KEYS)
         yield source, block
-        block = block if shift is None else shift.wait()
+        block = block if exchange is None else exchange.wait()
 
 
-class Homeward:
-    """A sum over ranks for every block: it follows its block, each rank adds its part, and the last brings it home."""
+class RingReduce:
+    """A sum over ranks for each block: partial sums go round behind the blocks, and end at the owner of the block."""
 
     def __init__(self, shard: Shard, add_: Callable[[Tensor, Tensor], Tensor] = Tensor.add_) -> None:
         self.shard, self.add_ = shard, add_
-        self.shift: Shift | None = None
+        self.exchange: RingExchange | None = None
 
     def put(self, source: int, part: Tensor) -> None:
-        """Add this rank's part to the sum that belongs to the block of ``source``, and send it on."""
-        if self.shift is not None:
-            part = self.add_(self.shift.wait()[0], part)
-            self.shift = None  # what has left may be freed before the next buffer is made
+        """Add this rank's part to the sum that belongs to the block of ``source``, and send the sum on."""
+        if self.exchange is not None:
+            part = self.add_(self.exchange.wait()[0], part)
+            self.exchange = None  # frees the sent buffer before the next one is made
         shapes = _shapes_at(self.shard, [part], source, (source - 1) % self.shard.world)
-        self.shift = Shift(self.shard, [part], shapes, SUMS)
+        self.exchange = RingExchange(self.shard, [part], shapes, SUMS)
 
-    def home(self) -> Tensor:
+    def result(self) -> Tensor:
         """The sum that belongs to the own block."""
-        assert self.shift is not None
-        return self.shift.wait()[0]
+        assert self.exchange is not None
+        return self.exchange.wait()[0]
 
 
 def logaddexp_(a: Tensor, b: Tensor) -> Tensor:
@@ -131,103 +139,124 @@ def logaddexp_(a: Tensor, b: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------- what is reduced on the way
 
 
+def in_own_precision(run: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """A forward or backward pass with autocast off, whatever surrounds the call."""
+
+    @functools.wraps(run)
+    def call(ctx: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        first: Any = args[0]
+        with without_autocast(first):
+            return run(ctx, *args, **kwargs)
+
+    return call
+
+
 class _LogSumExp(torch.autograd.Function):
     @staticmethod
+    @in_own_precision
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, pairs: Pairs, columns: bool, bound: float, impl: Impl
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        pairs: Pairs,
+        columns: bool,
+        bound: float,
+        dtype: torch.dtype | None,
+        impl: Impl,
     ) -> tuple[Tensor, Tensor]:
         shard = pairs.shard
         views = query.shape[0] // shard.rows, key.shape[0] // shard.rows
         row = query.new_full((query.shape[0],), -torch.inf)
-        query, key = as_they_travel(impl, shard, query, key)
-        column = Homeward(shard, logaddexp_)
-        for source, (block,) in travelling(shard, key):
+        query, key = rows_to_send(impl, dtype, query, key)
+        column = RingReduce(shard, logaddexp_)
+        for source, (block,) in ring_blocks(shard, key):
             exclusion = pairs.exclusion_for_block(source, *views)
-            with without_autocast(query):
-                forward = backend(impl).pair_forward
-                by_row, by_column, _ = forward(query, block, 1.0, exclusion, columns, False, bound)
+            forward = backend(impl).pair_forward
+            by_row, by_column, _ = forward(query, block, 1.0, exclusion, columns, False, bound)
             logaddexp_(row, by_row)
             if columns:
                 column.put(source, by_column)
-        own_column = column.home() if columns else row.new_empty(0)
+        own_column = column.result() if columns else row.new_empty(0)
         ctx.save_for_backward(query, key, row, own_column)
         ctx.pairs, ctx.views, ctx.bound, ctx.impl = pairs, views, bound, impl
         return row, own_column
 
     @staticmethod
     @once_differentiable
+    @in_own_precision
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, row, own_column = ctx.saved_tensors
         row_gradient, own_column_gradient = (gradient.contiguous() for gradient in gradients)
         pairs, shard = ctx.pairs, ctx.pairs.shard
         needs_query, needs_key = ctx.needs_input_grad[:2]
         needs, nothing = Needs(needs_query, needs_key, scale=False), row.new_empty(0)
-        query_gradient, key_gradient = torch.zeros_like(query, dtype=row.dtype), Homeward(shard)
-        blocks = travelling(shard, key, own_column, own_column_gradient) if len(own_column) else travelling(shard, key)
-        for source, (block, *of_columns) in blocks:
+        query_gradient, key_gradient = torch.zeros_like(query, dtype=row.dtype), RingReduce(shard)
+        sent = (key, own_column, own_column_gradient) if len(own_column) else (key,)
+        for source, (block, *of_columns) in ring_blocks(shard, *sent):
             column, column_gradient = of_columns or (own_column, own_column_gradient)
             exclusion = pairs.exclusion_for_block(source, *ctx.views)
             sums = (row, column, nothing, row_gradient, column_gradient)
-            with without_autocast(query):
-                backward = backend(ctx.impl).pair_backward
-                by_query, by_key, _ = backward(query, block, 1.0, *sums, exclusion, False, ctx.bound, needs)
+            backward = backend(ctx.impl).pair_backward
+            by_query, by_key, _ = backward(query, block, 1.0, *sums, exclusion, False, ctx.bound, needs)
             if needs_query:
                 query_gradient += by_query
             if needs_key:
                 key_gradient.put(source, by_key)
-        return query_gradient if needs_query else None, key_gradient.home() if needs_key else None, *[None] * 4
+        return query_gradient if needs_query else None, key_gradient.result() if needs_key else None, *[None] * 5
 
 
 class _SoftplusSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, bias: Tensor, pairs: Pairs, impl: Impl) -> Tensor:
-        query, key = as_they_travel(impl, pairs.shard, query, key)
+    @in_own_precision
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, bias: Tensor, pairs: Pairs, dtype: torch.dtype | None, impl: Impl
+    ) -> Tensor:
+        query, key = rows_to_send(impl, dtype, query, key)
         ctx.save_for_backward(query, key, bias)
         ctx.pairs, ctx.impl = pairs, impl
         total = bias.new_zeros(())
-        for source, (block,) in travelling(pairs.shard, key):
+        for source, (block,) in ring_blocks(pairs.shard, key):
             exclusion = pairs.exclusion_for_block(source, 1, 1)
-            with without_autocast(query):
-                total += backend(impl).softplus_sum(query, block, 1.0, bias, exclusion, gradient=False)[0]
+            total += backend(impl).softplus_sum(query, block, 1.0, bias, exclusion, gradient=False)[0]
         return total
 
     @staticmethod
     @once_differentiable
+    @in_own_precision
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, bias = ctx.saved_tensors
         (upstream,) = gradients
         query_gradient, bias_gradient = torch.zeros_like(query, dtype=bias.dtype), torch.zeros_like(bias)
-        key_gradient = Homeward(ctx.pairs.shard)
-        for source, (block,) in travelling(ctx.pairs.shard, key):
+        key_gradient = RingReduce(ctx.pairs.shard)
+        for source, (block,) in ring_blocks(ctx.pairs.shard, key):
             exclusion = ctx.pairs.exclusion_for_block(source, 1, 1)
-            with without_autocast(query):
-                found = backend(ctx.impl).softplus_sum(query, block, 1.0, bias, exclusion, gradient=True)
+            found = backend(ctx.impl).softplus_sum(query, block, 1.0, bias, exclusion, gradient=True)
             _, by_query, by_key, _, by_bias = found
             query_gradient += by_query
             bias_gradient += by_bias.reshape(())
             if ctx.needs_input_grad[1]:
                 key_gradient.put(source, by_key * upstream)
-        home = key_gradient.home() if ctx.needs_input_grad[1] else None
-        return query_gradient * upstream, home, bias_gradient * upstream, None, None
+        by_owner = key_gradient.result() if ctx.needs_input_grad[1] else None
+        return query_gradient * upstream, by_owner, bias_gradient * upstream, None, None, None
 
 
 class _ClassSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
         ctx.labels, ctx.shard = labels, shard
-        return _travelling_class_sum(keys, labels, shard)
+        return _ring_class_sum(keys, labels, shard)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _travelling_class_sum(gradients[0], ctx.labels, ctx.shard), None, None
+        return _ring_class_sum(gradients[0], ctx.labels, ctx.shard), None, None
 
 
-def _travelling_class_sum(keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
+def _ring_class_sum(keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
     """A table of the classes of the own rows: the first of equal labels in the sorted order holds their sum."""
     own = labels[shard.own]
     table, of_class = own.sort().values, torch.zeros_like(keys)
-    for source, (block,) in travelling(shard, keys):
+    for source, (block,) in ring_blocks(shard, keys):
         theirs = labels[shard.span(source)]
         place = torch.searchsorted(table, theirs).clamp_max(len(table) - 1)
         of_class.index_add_(0, place, block * (table[place] == theirs)[:, None])

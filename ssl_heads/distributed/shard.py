@@ -6,14 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
-import torch
 import torch.distributed as dist
 from einops import rearrange, repeat
 from torch import Tensor
 
 from ssl_heads import _check
-from ssl_heads._numerics import product_dtype
-from ssl_heads.distributed.agreement import agreed, embedding_facts, world_size
+from ssl_heads.distributed.agreement import agree, embedding_facts, world_size
 from ssl_heads.distributed.collectives import gather_sized, sum_over_ranks
 from ssl_heads.similarity import Exclusion
 
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 Gather = Literal["none", "all", "ring"]
-"""Whose rows a loss compares: those of this rank, or those of all ranks, gathered or travelling."""
+"""Whose rows a loss compares: those of this rank, or those of all ranks, gathered or sent round a ring."""
 
 GATHERS = get_args(Gather)
 
@@ -42,14 +40,12 @@ class Shard:
         group: Whose ranks hold the batch; None is the default group.
         rank: The position of this rank in the group.
         sizes: Rows of each rank, in rank order, which is the order of everything that is gathered.
-        dtype: What kernels may round the rows to for their products, see `ssl_heads._numerics.product_dtype`.
     """
 
     gather: Gather
     group: ProcessGroup | None
     rank: int
     sizes: tuple[int, ...]
-    dtype: torch.dtype
 
     @classmethod
     def of(
@@ -80,12 +76,12 @@ class Shard:
         first = next(iter(views.values()))
         if gather == "none" or world_size(group) == 1:
             checked = check()
-            return cls("none", None, 0, (first.shape[0],), product_dtype(*views.values())), checked
+            return cls("none", None, 0, (first.shape[0],)), checked
         facts: dict[str, object] = {**form, "gather": gather}
         for name, view in views.items():
             facts |= embedding_facts(name, view)
-        sizes, checked = agreed(first, facts, check, group, least=1)
-        return cls(gather, group, dist.get_rank(group), sizes, product_dtype(*views.values())), checked
+        sizes, checked = agree(first, facts, check, group, least=1)
+        return cls(gather, group, dist.get_rank(group), sizes), checked
 
     @property
     def alone(self) -> bool:

@@ -69,13 +69,16 @@ def nt_xent_of_rows(
     ids: Tensor | None,
     bound: float,
     shard: Shard,
+    dtype: torch.dtype,
     impl: Impl,
 ) -> Tensor:
     """NT-Xent of stacked views ``u`` of shape (2n, d) with logits ``scale * u diag(importance) u^T``.
 
-    The ids are those of the samples of all ranks, as `group_index` numbers them.
+    The ids are those of the samples of all ranks, as `group_index` numbers them. Kernels may round to ``dtype``.
     """
     query = u if importance is None else u * importance
     positive = row_dots(query[: shard.rows], u[shard.rows :]) * scale
-    log_sum = distributed.self_log_sum_exp(u, scale, Pairs(shard, ids), weight=importance, bound=bound, impl=impl)
+    log_sum = distributed.self_log_sum_exp(
+        u, scale, Pairs(shard, ids), weight=importance, bound=bound, dtype=dtype, impl=impl
+    )
     return shard.ddp_mean(against_negatives(rearrange(log_sum, "(views n) -> views n", views=2), positive))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssl_heads import _check, distributed
-from ssl_heads._numerics import one_dtype
+from ssl_heads._numerics import one_dtype, product_dtype
 from ssl_heads.distributed import Gather, Pairs, Shard
 from ssl_heads.functional._softmax import against_negatives, row_dots, scalar
 from ssl_heads.similarity import Impl, check_impl
@@ -64,7 +64,8 @@ def clip_loss(
     shard, (scale, bias) = Shard.of(gather, group, views, form, checked)
     image, text = one_dtype(image_features, text_features)
     positive = row_dots(image, text) * scale
-    row, column = distributed.log_sum_exp(image, text, scale, Pairs(shard), columns=True, impl=impl)
+    dtype = product_dtype(image_features, text_features)
+    row, column = distributed.log_sum_exp(image, text, scale, Pairs(shard), columns=True, dtype=dtype, impl=impl)
     assert column is not None
     loss = shard.ddp_mean(against_negatives(row, positive) + against_negatives(column, positive)) / 2
     if logit_bias is None:
@@ -121,5 +122,6 @@ def siglip_loss(
     image, text = one_dtype(image_features, text_features)
     bias = torch.as_tensor(offset, dtype=image.dtype, device=image.device).reshape(())
     positive = row_dots(image, text) * scale + bias
-    negative = distributed.softplus_sum(image, text, scale, bias, Pairs(shard), impl)
+    dtype = product_dtype(image_features, text_features)
+    negative = distributed.softplus_sum(image, text, scale, bias, Pairs(shard), dtype=dtype, impl=impl)
     return shard.ddp_sum(negative + against_negatives(torch.zeros_like(positive), positive).sum()) / shard.total

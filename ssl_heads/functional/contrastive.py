@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssl_heads import _check, distributed, similarity
-from ssl_heads._numerics import one_dtype
+from ssl_heads._numerics import one_dtype, product_dtype
 from ssl_heads.distributed import Gather, Pairs, Shard
 from ssl_heads.functional import nt_xent_small
 from ssl_heads.functional._softmax import (
@@ -77,7 +77,7 @@ def nt_xent(
     shard, (scale, ids) = Shard.of(gather, group, {"z0": z0, "z1": z1}, form, checked)
     ids = None if ids is None else group_index(shard.gathered(ids))
     u = unit_rows(torch.cat([z0, z1]), normalize, impl)
-    return nt_xent_of_rows(u, scale, None, ids, cosine_bound(scale, normalize), shard, impl)
+    return nt_xent_of_rows(u, scale, None, ids, cosine_bound(scale, normalize), shard, product_dtype(z0, z1), impl)
 
 
 def info_nce(
@@ -137,19 +137,17 @@ def info_nce(
     form.update({"ids": ids, "queue_ids": queue_ids, "shape of queue": getattr(queue, "shape", queue)})
     shard, (scale, given_ids) = Shard.of(gather, group, {"query": query, "key": key}, form, checked)
     ids, queue_ids = numbered_ids(*given_ids, shard)
-    bound = cosine_bound(scale, normalize)
+    bound, dtype = cosine_bound(scale, normalize), product_dtype(query, key)
     q, k = (unit_rows(x, normalize, impl) for x in one_dtype(query, key))
     if queue is not None:
         # a queue is written in place, perhaps before the backward pass: the graph holds rows of its own
         others = unit_rows(queue.detach() if normalize else queue.detach().clone(), normalize, impl).to(q.dtype)
         exclusion = Exclusion(query_ids=ids, key_ids=queue_ids)
-        log_sum, _ = similarity.log_sum_exp(
-            q, others, scale, exclusion=exclusion, bound=bound, dtype=shard.dtype, impl=impl
-        )
+        log_sum, _ = similarity.log_sum_exp(q, others, scale, exclusion=exclusion, bound=bound, dtype=dtype, impl=impl)
         if queue_ids is not None or not normalize:  # an entry that no row counts still has a part in the gradient
             log_sum = log_sum + 0 * others.sum()
     else:
-        log_sum, _ = distributed.log_sum_exp(q, k, scale, Pairs(shard, ids), bound=bound, impl=impl)
+        log_sum, _ = distributed.log_sum_exp(q, k, scale, Pairs(shard, ids), bound=bound, dtype=dtype, impl=impl)
     return shard.ddp_mean(against_negatives(log_sum, row_dots(q, k) * scale))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ssl_heads import _check, distributed
+from ssl_heads._numerics import product_dtype
 from ssl_heads.distributed import Gather, Pairs, Shard
 from ssl_heads.functional._softmax import against_negatives, cosine_bound, inverse, row_dots, unit_rows
 from ssl_heads.functional.groups import counted, group_index, group_sizes
@@ -75,28 +76,42 @@ def sup_con(
     u = unit_rows(embeddings, normalize=True, impl=impl)
     classes = group_index(shard.gathered(labels))
     others = group_sizes(classes) - 1
-    own_loss = _positives_outside if multi_positive == "out" else _positives_inside
-    loss = own_loss(u, classes, others[shard.own], scale, shard, impl)
+    row_losses = _positives_outside if multi_positive == "out" else _positives_inside
+    loss = row_losses(u, classes, others[shard.own], scale, shard, product_dtype(embeddings), impl)
     return shard.ddp_sum(counted(loss, others[shard.own] > 0)) / (others > 0).sum().clamp_min(1)
 
 
 def _positives_outside(
-    u: Tensor, classes: Tensor, others: Tensor, scale: float | Tensor, shard: Shard, impl: Impl
+    u: Tensor,
+    classes: Tensor,
+    others: Tensor,
+    scale: float | Tensor,
+    shard: Shard,
+    dtype: torch.dtype,
+    impl: Impl,
 ) -> Tensor:
     """The mean positive logit is a row dot with the class's sum, so only the denominator needs the matrix."""
     bound = cosine_bound(scale, normalize=True)
     class_sum = distributed.class_sum(u, classes, shard)
-    log_sum = distributed.self_log_sum_exp(u, scale, Pairs(shard), bound=bound, impl=impl)
+    log_sum = distributed.self_log_sum_exp(u, scale, Pairs(shard), bound=bound, dtype=dtype, impl=impl)
     return log_sum - row_dots(u, class_sum - u) / others.clamp_min(1) * scale
 
 
 def _positives_inside(
-    u: Tensor, classes: Tensor, others: Tensor, scale: float | Tensor, shard: Shard, impl: Impl
+    u: Tensor,
+    classes: Tensor,
+    others: Tensor,
+    scale: float | Tensor,
+    shard: Shard,
+    dtype: torch.dtype,
+    impl: Impl,
 ) -> Tensor:
+    """Two log-sum-exps: over the rows of other classes, and over the other rows of the class."""
     bound = cosine_bound(scale, normalize=True)
     different, same = Pairs(shard, classes), Pairs(shard, classes, keep_equal=True)
     negative, positive = (
-        distributed.self_log_sum_exp(u, scale, pairs, bound=bound, impl=impl) for pairs in (different, same)
+        distributed.self_log_sum_exp(u, scale, pairs, bound=bound, dtype=dtype, impl=impl)
+        for pairs in (different, same)
     )
-    # a row without a positive takes itself for one: it does not count, unless it is NaN
+    # A row without a positive gets itself as one: `counted` drops its loss, and a NaN stays visible.
     return against_negatives(negative, torch.where(others > 0, positive, row_dots(u, u)))

@@ -9,7 +9,7 @@ from einops import repeat
 from torch import Tensor
 
 from ssl_heads import _check, distributed
-from ssl_heads._numerics import one_dtype, promote
+from ssl_heads._numerics import one_dtype, product_dtype, promote
 from ssl_heads.distributed import Gather, Pairs, Shard
 from ssl_heads.functional._softmax import against_negatives, inverse, nt_xent_of_rows, row_dots, unit_rows
 from ssl_heads.functional.spectral import spectral_of_rows
@@ -57,7 +57,8 @@ def tri_factor_contrast(
     """
     shard, scale = _shard(gather, group, "tri_factor_contrast", z0, z1, importance, temperature, impl)
     u = unit_rows(torch.cat([z0, z1]), normalize=True, impl=impl)
-    return nt_xent_of_rows(u, scale, promote(importance).to(u.dtype), None, torch.inf, shard, impl)
+    s = promote(importance).to(u.dtype)
+    return nt_xent_of_rows(u, scale, s, None, torch.inf, shard, product_dtype(z0, z1), impl)
 
 
 def tri_factor_spectral(
@@ -126,7 +127,8 @@ def tri_factor_two_towers(
     u0, u1 = (unit_rows(z, normalize=True, impl=impl) for z in one_dtype(z0, z1))
     query = u0 * promote(importance).to(u0.dtype)
     positive = row_dots(query, u1) * scale
-    row, column = distributed.log_sum_exp(query, u1, scale, Pairs(shard), columns=True, impl=impl)
+    dtype = product_dtype(z0, z1)
+    row, column = distributed.log_sum_exp(query, u1, scale, Pairs(shard), columns=True, dtype=dtype, impl=impl)
     assert column is not None
     return shard.ddp_mean(against_negatives(torch.cat([row, column]), repeat(positive, "n -> (sides n)", sides=2)))
 

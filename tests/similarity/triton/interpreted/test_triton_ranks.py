@@ -51,18 +51,18 @@ def test_equals_one_process(pool: Callable[[int], Pool], name: str, gather: str,
 
 def what_travels(dtype: torch.dtype) -> tuple[set[torch.dtype], set[torch.dtype], Tensor]:
     """The dtypes of keys and of sums on their way, and the gradient of a loss in this dtype."""
-    original, seen = ring.Shift.__init__, (set(), set())
+    original, seen = ring.RingExchange.__init__, (set(), set())
 
-    def spy(self: ring.Shift, shard: Shard, tensors: list[Tensor], shapes: object, tag: int) -> None:
+    def spy(self: ring.RingExchange, shard: Shard, tensors: list[Tensor], shapes: object, tag: int) -> None:
         seen[tag == ring.SUMS].update(x.dtype for x in tensors if x.ndim == 2)
         original(self, shard, tensors, shapes, tag)  # type: ignore[arg-type]
 
-    ring.Shift.__init__ = spy  # type: ignore[method-assign]
+    ring.RingExchange.__init__ = spy  # type: ignore[method-assign]
     try:
         z = torch.randn(10, 6, generator=torch.Generator().manual_seed(dist.get_rank())).to(dtype).requires_grad_()
         nt_xent(z, z.detach().roll(1, 1), gather="ring", impl="triton").backward()
     finally:
-        ring.Shift.__init__ = original  # type: ignore[method-assign]
+        ring.RingExchange.__init__ = original  # type: ignore[method-assign]
     assert z.grad is not None
     return *seen, z.grad
 
@@ -99,5 +99,5 @@ def test_every_rank_chooses_alike() -> None:
     chosen = set()
     for rank, rows in enumerate(sizes):
         x = torch.zeros(2 * rows, 2)
-        chosen.add(ring.agreed("auto", x, x, Shard("ring", None, rank, sizes, torch.float16)))
+        chosen.add(ring.resolve_impl("auto", x, x, Shard("ring", None, rank, sizes)))
     assert len(chosen) == 1
