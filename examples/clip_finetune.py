@@ -37,11 +37,12 @@ from common import (
     check_picture,
     digest,
     interrupt_after_step,
+    markdown,
     one_line_errors,
+    warmup_then_cosine,
     writable_folder,
 )
 from images import square
-from simclr import markdown, warmup_then_cosine
 from torch import Tensor, nn
 from tqdm import tqdm
 

@@ -1,21 +1,29 @@
-"""What the examples share: mistakes that end in one line, checkpoints that are whole, and say what they are not."""
+"""Shared by the examples: one-line errors, a small network, checkpoints, and many processes.
+
+To copy an example, take this file with it, and `images.py` and `openmoji.py`, which read data, where it imports them.
+Nothing else is shared: no example imports another one, and the files `clip_*.py` are one example.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import os
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -52,6 +60,36 @@ def check_picture(path: Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--picture needs matplotlib: pip install 'ssl-heads[plots]'")
     writable_folder(path)
+
+
+def check_batch(batch_size: int, images: int) -> None:
+    if not 2 <= batch_size <= images:
+        raise ValueError(f"--batch-size must lie between 2 and the {images} training images, got {batch_size}")
+    if images < 10:
+        raise ValueError(f"10-NN accuracy needs 10 training images, and there are {images}")
+
+
+def markdown(rows: dict[str, list[str]], columns: Sequence[str]) -> str:
+    table = [["arm", *columns], *([title, *row] for title, row in rows.items())]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    table.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in table)
+
+
+# ----------------------------------------------------------------------------------------------------- what is trained
+WIDTH = 256  # of the features of `small_convnet`
+
+
+def small_convnet(channels: int) -> nn.Module:
+    widths, strides = (channels, 32, 64, 128, WIDTH), (2, 2, 2, 2)
+    layers: list[nn.Module] = []
+    for c_in, c_out, stride in zip(widths, widths[1:], strides, strict=False):
+        layers += [nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(memory_format=torch.channels_last)
+
+
+def warmup_then_cosine(progress: float) -> float:
+    return min(progress / 0.1 + 0.01, 0.5 + 0.5 * math.cos(math.pi * progress))
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
@@ -165,3 +203,61 @@ class Checkpoint:
         states = {name: value.state_dict() for name, value in stateful.items()}
         self.content["arms"][arm] = {"step": step, "seconds": seconds, **states}
         write(self.content, self.path)
+
+
+# --------------------------------------------------------------------------------------------------- many processes
+@contextmanager
+def process_group() -> Iterator[tuple[int, int, str]]:
+    """Rank, number of ranks and device; without torchrun it is one process and no group."""
+    if "RANK" not in os.environ:
+        yield 0, 1, "cuda" if torch.cuda.is_available() else "cpu"
+        return
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device)
+    # Beside NCCL, gloo lets the ranks agree on their numbers of rows without waiting for the GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield dist.get_rank(), dist.get_world_size(), device
+    finally:
+        dist.destroy_process_group()
+
+
+def on_every_rank(act: Callable[[], T]) -> T:
+    """What `act` returns; if it is refused on one rank, a ValueError on all: nobody waits for a rank that is gone."""
+    try:
+        mine: tuple[Any, str | None] = act(), None
+    except ValueError as error:
+        mine = None, str(error)
+    refusals = [mine[1]]
+    if dist.is_initialized():
+        refusals = [None] * dist.get_world_size()
+        dist.all_gather_object(refusals, mine[1])
+    for rank, why in enumerate(refusals):
+        if why is not None:
+            raise ValueError(why if len(set(refusals)) == 1 else f"rank {rank}: {why}")
+    return mine[0]
+
+
+def equal_on_every_rank(value: object) -> None:
+    """Options and numbers of images differ where a machine has its own command line or its own copy of the data."""
+    if dist.is_initialized():
+        values: list[object] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+        if any(other != values[0] for other in values):
+            raise ValueError(f"the ranks were started with other options or data: {values}")
+
+
+def from_rank_0(checkpoint: Path | None) -> Any:
+    """What the checkpoint holds, on every rank, or None. Rank 0 reads it: other machines need not have the file."""
+    found: list[Any] = [None]
+
+    def look() -> None:
+        if checkpoint is not None and (not dist.is_initialized() or dist.get_rank() == 0):
+            writable_folder(checkpoint)
+            found[0] = read(checkpoint) if checkpoint.exists() else None
+
+    on_every_rank(look)
+    if dist.is_initialized():
+        dist.broadcast_object_list(found)
+    return found[0]

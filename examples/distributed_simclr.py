@@ -11,81 +11,33 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from common import contents_of, digest, one_line_errors, read, same_settings, writable_folder, write
+from common import (
+    WIDTH,
+    check_batch,
+    contents_of,
+    digest,
+    equal_on_every_rank,
+    from_rank_0,
+    on_every_rank,
+    one_line_errors,
+    process_group,
+    same_settings,
+    small_convnet,
+    warmup_then_cosine,
+    write,
+)
 from images import Split, augment, load, pixels
-from simclr import WEIGHT_DECAY, WIDTH, check_batch, small_convnet, warmup_then_cosine
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_heads import NonNegProjection, NTXentLoss, metrics
 from ssl_heads.optim import param_groups
-
-T = TypeVar("T")
-
-
-@contextmanager
-def process_group() -> Iterator[tuple[int, int, str]]:
-    """Rank, number of ranks and device; without torchrun it is one process and no group."""
-    if "RANK" not in os.environ:
-        yield 0, 1, "cuda" if torch.cuda.is_available() else "cpu"
-        return
-    device = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(device)
-    # Beside NCCL, gloo lets the ranks agree on their numbers of rows without waiting for the GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield dist.get_rank(), dist.get_world_size(), device
-    finally:
-        dist.destroy_process_group()
-
-
-def on_every_rank(act: Callable[[], T]) -> T:
-    """What `act` returns; if it is refused on one rank, a ValueError on all: nobody waits for a rank that is gone."""
-    try:
-        mine: tuple[Any, str | None] = act(), None
-    except ValueError as error:
-        mine = None, str(error)
-    refusals = [mine[1]]
-    if dist.is_initialized():
-        refusals = [None] * dist.get_world_size()
-        dist.all_gather_object(refusals, mine[1])
-    for rank, why in enumerate(refusals):
-        if why is not None:
-            raise ValueError(why if len(set(refusals)) == 1 else f"rank {rank}: {why}")
-    return mine[0]
-
-
-def equal_on_every_rank(value: object) -> None:
-    """Options and numbers of images differ where a machine has its own command line or its own copy of the data."""
-    if dist.is_initialized():
-        values: list[object] = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value)
-        if any(other != values[0] for other in values):
-            raise ValueError(f"the ranks were started with other options or data: {values}")
-
-
-def from_rank_0(checkpoint: Path | None) -> Any:
-    """What the checkpoint holds, on every rank, or None. Rank 0 reads it: other machines need not have the file."""
-    found: list[Any] = [None]
-
-    def look() -> None:
-        if checkpoint is not None and (not dist.is_initialized() or dist.get_rank() == 0):
-            writable_folder(checkpoint)
-            found[0] = read(checkpoint) if checkpoint.exists() else None
-
-    on_every_rank(look)
-    if dist.is_initialized():
-        dist.broadcast_object_list(found)
-    return found[0]
 
 
 def build(channels: int, device: str, world: int) -> nn.Module:
@@ -138,7 +90,7 @@ def plain(model: nn.Module) -> nn.Module:
 def train(images: Tensor, args: argparse.Namespace, rank: int, world: int, device: str) -> nn.Module:
     model = build(images.shape[1], device, world)
     loss = NTXentLoss(args.temperature, gather=args.gather)
-    optimizer = torch.optim.AdamW(param_groups(model, lr=args.lr, weight_decay=WEIGHT_DECAY))
+    optimizer = torch.optim.AdamW(param_groups(model, lr=args.lr, weight_decay=1e-4))
     step = 0
     settings = {name: getattr(args, name) for name in SETTINGS} | {"contents": digest(images)}
     saved = from_rank_0(args.checkpoint)

@@ -10,14 +10,14 @@ import copy
 import time
 
 import torch
+from common import WIDTH, small_convnet
 from images import Split, mnist_5k
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.transforms import MoCoV2Transform
 from lightly.utils.scheduler import cosine_schedule
-from lightly_simclr import Digits
-from simclr import WIDTH, small_convnet
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.functional import to_pil_image
 
 from ssl_heads import InfoNCELoss, MemoryQueue, NonNegProjection  # swap: was lightly.loss and lightly.models.modules
 
@@ -39,6 +39,20 @@ class MoCo(nn.Module):
     def forward_momentum(self, x: Tensor) -> Tensor:
         key = self.backbone_momentum(x)
         return self.projection_head_momentum(key).detach()
+
+
+class Digits(Dataset):
+    """Digits as pictures, through a transform of lightly."""
+
+    def __init__(self, split: Split, transform: MoCoV2Transform) -> None:
+        self.images = [to_pil_image(image).convert("RGB") for image in split.images]
+        self.labels, self.transform = split.labels, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[list[Tensor], int]:
+        return self.transform(self.images[index]), int(self.labels[index])
 
 
 def main(argv: list[str] | None = None) -> tuple[nn.Module, list[float]]:

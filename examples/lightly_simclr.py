@@ -9,10 +9,10 @@ import argparse
 import time
 
 import torch
+from common import WIDTH, small_convnet
 from images import Split, mnist_5k
 from lightly.models.utils import get_weight_decay_parameters
 from lightly.transforms.simclr_transform import SimCLRTransform
-from simclr import WIDTH, small_convnet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_pil_image

@@ -10,14 +10,13 @@ import time
 from pathlib import Path
 
 import torch
-from common import one_line_errors
+from common import WIDTH, one_line_errors, small_convnet
 from images import augment, load, pixels
 from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.losses import MultipleLosses, TripletMarginLoss
 from pytorch_metric_learning.samplers import MPerClassSampler
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
-from simclr import WIDTH, small_convnet
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

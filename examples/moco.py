@@ -12,10 +12,21 @@ import time
 from pathlib import Path
 
 import torch
-from common import contents_of, digest, one_line_errors, same_settings, write
-from distributed_simclr import equal_on_every_rank, from_rank_0, on_every_rank, process_group
+from common import (
+    WIDTH,
+    check_batch,
+    contents_of,
+    digest,
+    equal_on_every_rank,
+    from_rank_0,
+    on_every_rank,
+    one_line_errors,
+    process_group,
+    same_settings,
+    small_convnet,
+    write,
+)
 from images import Split, augment, load, pixels
-from simclr import WIDTH, check_batch, small_convnet
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 

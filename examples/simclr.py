@@ -19,7 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Checkpoint, check_device, check_picture, digest, interrupt_after_step, one_line_errors
+from common import (
+    WIDTH,
+    Checkpoint,
+    check_batch,
+    check_device,
+    check_picture,
+    digest,
+    interrupt_after_step,
+    markdown,
+    one_line_errors,
+    small_convnet,
+    warmup_then_cosine,
+)
 from images import Split, augment, load, pixels
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -27,7 +39,6 @@ from tqdm import tqdm
 from ssl_heads import BayesianGate, FeatureImportance, NonNegProjection, NTXentLoss, TriFactorContrast, metrics, plots
 from ssl_heads.optim import param_groups
 
-WIDTH = 256  # of the backbone's features and of the embedding
 WEIGHT_DECAY = 1e-4
 
 
@@ -115,19 +126,7 @@ TITLES = {
 }
 
 
-def small_convnet(channels: int) -> nn.Module:
-    widths, strides = (channels, 32, 64, 128, WIDTH), (2, 2, 2, 2)
-    layers: list[nn.Module] = []
-    for c_in, c_out, stride in zip(widths, widths[1:], strides, strict=False):
-        layers += [nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(memory_format=torch.channels_last)
-
-
 # --------------------------------------------------------------------------------------------------------- training
-def warmup_then_cosine(progress: float) -> float:
-    return min(progress / 0.1 + 0.01, 0.5 + 0.5 * math.cos(math.pi * progress))
-
-
 def train(arm: str, data: Split, args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[SimCLR, float]:
     """Train one arm, from its checkpoint if it has one; returns the model and the seconds spent in training."""
     batches = len(data.images) // args.batch_size
@@ -195,13 +194,6 @@ def evaluate(model: SimCLR, train: Split, test: Split, device: str) -> tuple[lis
     return [*(f"{value:.3f}" for value in row), str(metrics.alive_dimensions(z))], z, order
 
 
-def markdown(rows: dict[str, list[str]], columns: Sequence[str]) -> str:
-    table = [["arm", *columns], *([title, *row] for title, row in rows.items())]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    table.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in table)
-
-
 def draw(shown: dict[str, tuple[Tensor, Tensor]], test: Split, path: Path) -> None:
     """The test images that activate each arm's first dimensions."""
     from matplotlib import pyplot as plt
@@ -250,13 +242,6 @@ def check(args: argparse.Namespace) -> None:
     check_device(args.device)
     if args.picture is not None:
         check_picture(args.picture)
-
-
-def check_batch(batch_size: int, images: int) -> None:
-    if not 2 <= batch_size <= images:
-        raise ValueError(f"--batch-size must lie between 2 and the {images} training images, got {batch_size}")
-    if images < 10:
-        raise ValueError(f"10-NN accuracy needs 10 training images, and there are {images}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

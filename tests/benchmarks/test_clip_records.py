@@ -41,7 +41,7 @@ def test_the_defaults_of_the_example_are_the_choices() -> None:
 
 
 def test_validation_concepts_are_training_concepts() -> None:
-    pairs = [clip.clip_data.Pair("", lambda: None, str(i), f"concept {i % 50}", "") for i in range(200)]
+    pairs = [clip.clip_data.Pair("", "", lambda: None, str(i), f"concept {i % 50}", "") for i in range(200)]
 
     class Outer:
         train, test = clip.clip_data.hold_out(pairs, 0.2, seed=0)

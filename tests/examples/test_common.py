@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import common
@@ -112,3 +113,14 @@ def test_data_that_changed_are_named(tmp_path: Path):
             common.Checkpoint(path, SETTINGS).same_data(common.digest(*other))
     with pytest.raises(ValueError, match=r"run\.pt .*data: the checkpoint's differ from the given ones"):
         common.same_settings(path, {"contents": "1"}, {"contents": "2"})
+
+
+def test_examples_share_three_files_and_import_no_other_example() -> None:
+    folder = Path(common.__file__).parent
+    names = {path.stem for path in folder.glob("*.py")}
+    for path in folder.glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+        own = {name for name in names if name.startswith("clip_")} if path.stem.startswith("clip_") else set()
+        assert found & names <= {"common", "images", "openmoji"} | own, path.name

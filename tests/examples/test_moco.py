@@ -18,7 +18,7 @@ pytest.importorskip("mlxtend")
 
 import images
 import moco
-from simclr import small_convnet
+from common import small_convnet
 
 from ssl_heads import NonNegProjection, param_groups
 from ssl_heads.adapters import MoCoCriterion
