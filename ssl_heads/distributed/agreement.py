@@ -1,4 +1,4 @@
-"""What ranks tell each other before they send rows: what must be equal, and what one of them refuses.
+"""The agreement of ranks before they send rows: which facts must be equal, and which inputs are refused.
 
 A collective that only some ranks enter, or that they enter with other shapes, ends in a time-out or in an abort. Each
 call therefore begins with one exchange of a fixed size: the number of rows, and a text that says what the call is. If
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NUMBERS, TEXT_WORDS = 2, 94
-"""Of each rank: its rows and the checksum of its text, then the text in words of eight bytes, cut or padded."""
+"""A message: the rows and the checksum of the text, then the text in words of eight bytes, cut or padded."""
 
 ACCEPTED = "yes"
 
@@ -78,12 +78,12 @@ def described_value(value: object) -> str:
 
 
 def needs_gradient(x: object) -> bool:
-    """Whether a backward pass will come by."""
+    """Whether autograd records operations on ``x``."""
     return isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
 
 
 def embedding_facts(name: str, x: object) -> dict[str, object]:
-    """What must be equal on all ranks of a matrix whose rows they hold."""
+    """The facts about a matrix of embeddings that must be equal on all ranks."""
     if not isinstance(x, Tensor):
         return {name: type(x).__name__}
     return {
@@ -103,13 +103,13 @@ def exchange(
 ) -> tuple[tuple[int, ...], str]:
     """The rows of every rank, and in words what differs between their facts, or nothing.
 
-    The exchange stays on the host where the group can talk there (``cpu:gloo,cuda:nccl``).
+    The exchange stays on the CPU where the group has a backend for it (``cpu:gloo,cuda:nccl``).
     """
     described = {name: " ".join(described_value(value).split()) for name, value in facts.items()}
     text = "\n".join(f"{name}={value}" for name, value in described.items()).encode()
     padded = text[: 8 * TEXT_WORDS].ljust(8 * TEXT_WORDS, b"\0")
     message = [rows, zlib.crc32(text), *struct.unpack(f"<{TEXT_WORDS}q", padded)]
-    own = torch.tensor(message, device=talking_device(device, group))
+    own = torch.tensor(message, device=exchange_device(device, group))
     everyone = [torch.empty_like(own) for _ in range(world_size(group))]
     dist.all_gather(everyone, own, group=group)
     table = torch.stack(everyone).cpu()
@@ -118,8 +118,8 @@ def exchange(
     return tuple(sizes), "" if same else differences([read_text(words) for words in table[:, NUMBERS:].tolist()])
 
 
-def talking_device(device: torch.device, group: ProcessGroup | None) -> torch.device:
-    """The host if the group can talk there, else the device of the rows, else the one the group has."""
+def exchange_device(device: torch.device, group: ProcessGroup | None) -> torch.device:
+    """The CPU if the group has a backend for it, else the device of the rows, else the one the group has."""
     backends = str(dist.get_backend_config(group))
     if "cpu:" in backends:
         return torch.device("cpu")
@@ -133,7 +133,7 @@ def read_text(words: list[int]) -> dict[str, str]:
 
 
 def differences(ranks: list[dict[str, str]]) -> str:
-    """What is not the same on all ranks, what each of them has, and what some of them refuse."""
+    """In words: the facts that differ, with the value of each rank, and the inputs that are refused."""
     found = []
     for name in dict.fromkeys(name for facts in ranks for name in facts):
         values = [facts.get(name, "none") for facts in ranks]
@@ -144,5 +144,5 @@ def differences(ranks: list[dict[str, str]]) -> str:
         elif len(set(values)) > 1:
             found.append(f"the {name} must be the same on all ranks, got [{', '.join(values)}]")
             if name == "call":
-                break  # other calls have other facts
+                break  # different calls have different facts
     return "; ".join(found) or "the ranks call this with different inputs"

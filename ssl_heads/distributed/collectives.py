@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def all_gather_rows(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
-    """The rows of all ranks in rank order; the backward sums what all ranks say about a row and gives it to its owner.
+    """The rows of all ranks in rank order; the backward gives each row the sum of its gradients on all ranks.
 
     Ranks may hold different numbers of rows, also none. Use it to fill a queue with the keys of all ranks.
 
@@ -72,7 +72,7 @@ def all_reduce_sum(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
 
 
 def tensor_facts(call: str, x: object, first: int) -> dict[str, object]:
-    """What must be equal on all ranks of a tensor that is sent: its shape from the first axis that is."""
+    """The facts about a sent tensor that must be equal on all ranks: its shape from an axis on, dtype and device."""
     if not isinstance(x, Tensor):
         return {"call": call}
     return {
@@ -131,7 +131,7 @@ _gather = outside_graph(_AllGatherRows.apply)
 
 
 def has_reduce_scatter(x: Tensor, group: ProcessGroup | None) -> bool:
-    """Gloo had none in older releases, and in newer ones it is an all-reduce as well."""
+    """Gloo has none in older releases, and an all-reduce under this name in newer ones."""
     return x.device.type != "cpu" and dist.get_backend(group) != "gloo"
 
 

@@ -1,4 +1,4 @@
-"""What torch.compile leaves out of its graphs."""
+"""Functions that torch.compile leaves out of its graphs."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class outside_graph(Generic[P, R]):  # read as a decorator
+class outside_graph(Generic[P, R]):  # a decorator
     """Collectives of a group that is named at run time break the graph of torch.compile, and only they.
 
-    The function that the compiler leaves out is made once, since another one is a change that it compiles again for,
-    and only where the compiler is in memory, since making it imports the compiler.
+    The disabled function is made once, because the compiler compiles again for a new one, and only where the compiler
+    is in memory, because `torch.compiler.disable` imports the compiler.
     """
 
     def __init__(self, function: Callable[P, R]) -> None:
         self.function = function
-        self.left_out: Callable[P, R] | None = None
+        self.disabled: Callable[P, R] | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """What the function returns."""
-        if self.left_out is None:
+        if self.disabled is None:
             if not torch.compiler.is_compiling() and "torch._dynamo" not in sys.modules:
                 return self.function(*args, **kwargs)
-            self.left_out = torch.compiler.disable(self.function)  # type: ignore[no-untyped-call]
-        return self.left_out(*args, **kwargs)
+            self.disabled = torch.compiler.disable(self.function)  # type: ignore[no-untyped-call]
+        return self.disabled(*args, **kwargs)

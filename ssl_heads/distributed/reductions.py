@@ -46,7 +46,7 @@ def log_sum_exp(
         One value an own row, and one an own key or None.
     """
     shard = pairs.shard
-    if shard.alone:
+    if shard.is_local:
         exclusion = _own_block(pairs, query, key)
         return similarity.log_sum_exp(
             query, key, scale, exclusion=exclusion, columns=columns, bound=bound, dtype=dtype, impl=impl
@@ -97,7 +97,7 @@ def self_log_sum_exp(
         One value an own row.
     """
     shard = pairs.shard
-    if shard.alone:
+    if shard.is_local:
         exclusion = _own_block(pairs, x, x)
         return similarity.self_log_sum_exp(
             x, scale, weight=weight, exclusion=exclusion, bound=bound, dtype=dtype, impl=impl
@@ -125,7 +125,7 @@ def softplus_sum(
     if shard.gather == "ring":
         return ring.softplus_sum(query * scale, key, bias, pairs, dtype, impl)
     keys = shard.gathered(key)
-    exclusion = _own_block(pairs, query, key) if shard.alone else pairs.exclusion_for_all(1)
+    exclusion = _own_block(pairs, query, key) if shard.is_local else pairs.exclusion_for_all(1)
     return similarity.softplus_sum(query, keys, scale, bias, exclusion=exclusion, dtype=dtype, impl=impl)
 
 
@@ -142,14 +142,14 @@ def class_sum(keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
     Returns:
         Shape (n, d).
     """
-    if shard.alone:
+    if shard.is_local:
         return torch.zeros_like(keys).index_add(0, labels, keys)[labels]
     return ring.class_sum(keys, labels, shard)
 
 
 def square_sum(query: Tensor, key: Tensor, shard: Shard) -> Tensor:
     """``sum_ij <q_i, k_j>^2`` over the rows of all ranks."""
-    if shard.alone:
+    if shard.is_local:
         return gram.square_sum(query, key)
     of_query, of_key = shard.all_reduce(torch.stack([gram.moment(query), gram.moment(key)]))
     total: Tensor = (of_query * of_key).sum()
@@ -158,7 +158,7 @@ def square_sum(query: Tensor, key: Tensor, shard: Shard) -> Tensor:
 
 def weighted_square_sum(x: Tensor, weight: Tensor, shard: Shard) -> Tensor:
     """``sum_ij (x_i^T diag(w) x_j)^2`` over the rows of all ranks."""
-    if shard.alone:
+    if shard.is_local:
         return gram.weighted_square_sum(x, weight)
     moment: Tensor = shard.all_reduce(gram.moment(x))
     return (weight[:, None] * moment.square() * weight).sum()
@@ -166,7 +166,7 @@ def weighted_square_sum(x: Tensor, weight: Tensor, shard: Shard) -> Tensor:
 
 def distance_from_identity(x: Tensor, shard: Shard) -> Tensor:
     """``||x^T x / N - I||_F^2`` over the N rows of all ranks."""
-    if shard.alone:
+    if shard.is_local:
         return gram.distance_from_identity(x)
     difference: Tensor = shard.all_reduce(gram.moment(x)) / shard.total - torch.eye(x.shape[1]).to(x)
     return difference.square().sum()

@@ -36,7 +36,7 @@ class Shard:
     """Where the rows of this rank lie in the batch of all ranks.
 
     Attributes:
-        gather: How other ranks' rows are met.
+        gather: Whose rows are compared.
         group: Whose ranks hold the batch; None is the default group.
         rank: The position of this rank in the group.
         sizes: Rows of each rank, in rank order, which is the order of everything that is gathered.
@@ -84,7 +84,7 @@ class Shard:
         return cls(gather, group, dist.get_rank(group), sizes), checked
 
     @property
-    def alone(self) -> bool:
+    def is_local(self) -> bool:
         """Whether the own rows are the whole batch."""
         return len(self.sizes) == 1
 
@@ -118,27 +118,27 @@ class Shard:
         return x.sum() * self.world
 
     def ddp_mean(self, x: Tensor) -> Tensor:
-        """This rank's part of a mean over the batch, of one value a row or a few: their mean over ranks is the mean."""
+        """This rank's part of a mean over the batch, of equally many values a row: their *mean* is the mean."""
         return x.mean() * (self.world * self.rows / self.total)
 
     def gathered(self, x: Tensor) -> Tensor:
-        """Rows of all ranks, in rank order; those of views that are stacked come out stacked view by view."""
-        if self.alone:
+        """Rows of all ranks, in rank order; stacked views stay stacked view by view."""
+        if self.is_local:
             return x
         views = x.shape[0] // self.rows
         rows = rearrange(x, "(views n) ... -> n views ...", views=views)
         return rearrange(gather_sized(rows, self.sizes, self.group), "n views ... -> (views n) ...")
 
     def first(self, x: Tensor, count: int) -> Tensor:
-        """The first rows of the batch of all ranks, at most so many, without gradient."""
-        if self.alone:
+        """The first rows of the batch of all ranks, at most ``count``, without gradient."""
+        if self.is_local:
             return x[:count]
         sizes = [max(0, min(count - self.span(rank).start, size)) for rank, size in enumerate(self.sizes)]
         return gather_sized(x[: sizes[self.rank]], sizes, self.group)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The elementwise sum over ranks, for the moments of a batch; differentiable."""
-        return x if self.alone else sum_over_ranks(x, self.group)
+        return x if self.is_local else sum_over_ranks(x, self.group)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import Tensor
 def whole(parameter: Tensor) -> Tensor:
     """All of a parameter, for a loss that reads it outside of the forward pass of its model.
 
-    There FSDP2 has sharded it again. Its gradient becomes the mean over the ranks, as that of the others does.
+    FSDP2 shards the parameter again after that pass. The gradient is the mean over the ranks, as for other parameters.
     """
-    tensors = sys.modules.get("torch.distributed.tensor")  # what is sharded has imported it
+    tensors = sys.modules.get("torch.distributed.tensor")  # in memory where parameters are sharded
     if tensors is None or not isinstance(parameter, tensors.DTensor):
         return parameter
     averaged = [tensors.Partial("avg")] * parameter.device_mesh.ndim

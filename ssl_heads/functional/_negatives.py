@@ -75,7 +75,7 @@ class Negatives:
         return mean, share.detach()
 
     def _reduced(self, reduce: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
-        """The scores, a block of rows at a time; what is stored is what ``reduce`` makes of them."""
+        """``reduce`` of each block of rows; the backward pass computes the scores again."""
         if self.impl not in ("auto", "dense", "tiled"):
             raise ValueError(f"impl={self.impl!r} has no such form of this kind and dissimilarity; use 'tiled'")
 
@@ -100,7 +100,7 @@ class Negatives:
         return [checkpoint(reduced, *block, use_reentrant=False, preserve_rng_state=False) for block in blocks]
 
     def _versions(self) -> list[int]:
-        """How often each input was written to: a block that is computed again must find what it found before."""
+        """Version counters of the inputs: a block that is computed again must read the same values."""
         if torch.compiler.is_compiling() or is_transformed():
             return []
         return [x._version for x in (self.z, self.w, self.rows, self.columns) if not x.is_inference()]
@@ -108,7 +108,7 @@ class Negatives:
     def _rows_at_once(self) -> int:
         rows, d = self.z.shape
         width = len(self.w) * (d if self.factors is None else 1)
-        whole = self.impl == "dense" or is_transformed()  # torch.func takes no checkpoint
+        whole = self.impl == "dense" or is_transformed()  # torch.func supports no checkpoint
         return rows if whole else max(1, BLOCK_ELEMENTS // width)
 
     def _scores(self, query: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from ssl_heads.similarity import Impl
 
 
 def unit_rows(x: Tensor, normalize: bool, impl: Impl = "tiled") -> Tensor:
-    """Rows in fp32 or fp64, of length one on request."""
+    """Rows in float32 or float64, of length one on request."""
     if normalize and similarity.implementation(impl, x, len(x)) == "triton":
         similarity.refuse_transforms()
         from ssl_heads.rowwise import host as fused
@@ -28,14 +28,14 @@ def unit_rows(x: Tensor, normalize: bool, impl: Impl = "tiled") -> Tensor:
 
 
 def scalar(value: float | Tensor) -> float | Tensor:
-    """A number as it is; a tensor without dimensions, so that it does not widen what it multiplies, fp32 at least."""
+    """A float unchanged; a tensor with no dimension left, in float32 or wider, so that no product becomes wider."""
     return promote(value).reshape(()) if isinstance(value, Tensor) else value
 
 
 def inverse(temperature: float | Tensor) -> float | Tensor:
-    """The scale of the logits, in fp32 or wider: its gradient is a sum over all pairs.
+    """The scale of the logits, ``1 / T``, in float32 or wider, because the gradient of T is a sum over all pairs.
 
-    A temperature that may not be looked at and is not above zero makes it NaN.
+    A T that is not above zero gives NaN where reading the value would wait for a device.
     """
     t = scalar(temperature)
     return torch.where((t > 0) & t.isfinite(), 1 / t, torch.nan) if isinstance(t, Tensor) else 1 / t
@@ -44,15 +44,15 @@ def inverse(temperature: float | Tensor) -> float | Tensor:
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
     """``<a_i, b_i>`` of shape (n,).
 
-    Losses take their positives before the engine runs: autograd goes backwards, and the gradients of the positives then
-    do not wait in memory while the engine needs it most.
+    Losses compute positives before the log-sum-exp: the backward then reaches them last, and their gradients take no
+    memory beside the engine's.
     """
     return (a * b).sum(dim=1)
 
 
 def against_negatives(log_sum: Tensor, positive: Tensor) -> Tensor:
     """``-log(e^positive / (e^positive + e^log_sum))``, exact when the positive wins by far."""
-    # an infinite positive comes from an infinite row, whose gradient is NaN: then the loss is NaN as well, and not 0
+    # 0 * positive: an infinite row has a NaN gradient, and the loss must be NaN as well
     return 0 * positive - F.logsigmoid(positive - log_sum)
 
 

@@ -37,8 +37,8 @@ def anchor_regression(
 
     .. math:: \frac{1}{|S|}\sum_{i \in S} 1 - \cos(z_i, c_{y_i}), \qquad S = \{i : y_i \text{ is a label}\}
 
-    There are no negatives in it and no temperature; add it to any loss. The paper sums over S, as its successor's code
-    does not: a sum drowns a base loss that is a mean.
+    The loss has no negatives and no temperature; add it to any other. The paper takes the sum over S and its
+    successor's code the mean: a sum drowns a base loss that is a mean.
 
     Args:
         embeddings: Shape (n, d); the rows are divided by their length.
@@ -50,12 +50,12 @@ def anchor_regression(
             numbers of them; one count is exchanged, no embedding.
 
     Returns:
-        A scalar in fp32 (fp64 for fp64 inputs). Without a labelled row it is 0, still part of the graph. A zero row is
-        at distance 1 from every anchor and gets no gradient. A NaN makes it NaN, in a row without a label too.
+        A scalar in float32 (float64 for float64 inputs): 0 and still part of the graph without a labelled row, NaN for
+        a NaN in any row, labelled or not. A zero row is at distance 1 from every anchor and gets no gradient.
 
     Raises:
-        ValueError: If shapes do not fit, the distance is unknown, or a label (on the CPU, where looking is free) has
-            no anchor.
+        ValueError: If shapes do not fit, the distance is unknown, or a label (on the CPU, where reading costs no
+            wait) has no anchor.
 
     Reference:
         Unsupervised contrastive learning with orthonormal anchors (arXiv 2403.18699), equation 2.
@@ -115,7 +115,7 @@ def class_anchors(num_classes: int, dim: int, basis: Basis = "qr", generator: to
         generator: Random numbers, on the CPU, where the geometry is found.
 
     Returns:
-        Shape (K, d), fp32, on the default device.
+        Shape (K, d), float32, on the default device.
 
     Raises:
         ValueError: If a number is below 1, the basis is unknown, or so many classes have no such geometry in d

@@ -41,7 +41,7 @@ def clip_loss(
         impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Returns:
-        A scalar in fp32 (fp64 for fp64 inputs).
+        A scalar in float32 (float64 for float64 inputs).
 
     Raises:
         ValueError: If shapes differ or the batch is empty.
@@ -99,7 +99,7 @@ def siglip_loss(
         impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Returns:
-        A scalar in fp32 (fp64 for fp64 inputs).
+        A scalar in float32 (float64 for float64 inputs).
 
     Raises:
         ValueError: If shapes differ or the batch is empty.

@@ -52,7 +52,7 @@ def nt_xent(
         impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Returns:
-        A scalar in fp32 (fp64 for fp64 inputs). One pair has no negatives and gives 0.
+        A scalar in float32 (float64 for float64 inputs). One pair has no negatives and gives 0.
 
     Raises:
         ValueError: If shapes differ, the batch is empty or the temperature is not above 0.
@@ -113,7 +113,7 @@ def info_nce(
         impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Returns:
-        A scalar in fp32 (fp64 for fp64 inputs).
+        A scalar in float32 (float64 for float64 inputs).
 
     Raises:
         ValueError: If shapes do not fit, the batch is empty or the temperature is not above 0.
@@ -140,11 +140,12 @@ def info_nce(
     bound, dtype = cosine_bound(scale, normalize), product_dtype(query, key)
     q, k = (unit_rows(x, normalize, impl) for x in one_dtype(query, key))
     if queue is not None:
-        # a queue is written in place, perhaps before the backward pass: the graph holds rows of its own
+        # The queue may be written in place before the backward pass, so the graph holds a copy.
         others = unit_rows(queue.detach() if normalize else queue.detach().clone(), normalize, impl).to(q.dtype)
         exclusion = Exclusion(query_ids=ids, key_ids=queue_ids)
         log_sum, _ = similarity.log_sum_exp(q, others, scale, exclusion=exclusion, bound=bound, dtype=dtype, impl=impl)
-        if queue_ids is not None or not normalize:  # an entry that no row counts still has a part in the gradient
+        if queue_ids is not None or not normalize:
+            # 0 * others: a NaN in an entry that every query leaves out makes the gradient NaN, so the loss is NaN too
             log_sum = log_sum + 0 * others.sum()
     else:
         log_sum, _ = distributed.log_sum_exp(q, k, scale, Pairs(shard, ids), bound=bound, dtype=dtype, impl=impl)
@@ -154,7 +155,7 @@ def info_nce(
 def integer_ids(
     query: Tensor, ids: Tensor | None, queue: Tensor | None, queue_ids: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Ids of the batch, and with a queue of both or of none."""
+    """The ids of the batch and of the queue in int64: both are given, or neither."""
     if (queue_ids is not None) != (ids is not None and queue is not None):
         given = {"ids": ids, "queue": queue, "queue_ids": queue_ids}
         names = " and ".join(name for name, x in given.items() if x is not None)

@@ -27,7 +27,7 @@ LARGEST_CLAMP = 40.0
 
 
 class DeltaTerms(NamedTuple):
-    """A loss of the delta family, with what is worth logging beside it.
+    """A loss of the delta family, and a number to log beside it.
 
     Attributes:
         loss: The loss, a scalar.
@@ -129,7 +129,7 @@ def delta_contrast(
         alpha_tilde: The correction of the columns, of shape (n,); None for zero.
         symmetric: InfoNCE only: columns find their row as rows find their column, in equal parts.
         ratio: SCL only: ``"linear"`` takes :math:`r = -D`, the classic spectral loss.
-        clamp: Where ``-D`` exceeds it, ``scl`` and ``nwj`` continue the exponential by its tangent: the value stays
+        clamp: The largest ``-D`` that ``scl`` and ``nwj`` exponentiate; beyond, the tangent goes on: the value stays
             finite, the gradient is bounded and never zero.
         gather, group: Whose columns the rows of this rank are contrasted with, see `ssl_heads.distributed`; ``"ring"``
             is refused.
@@ -137,7 +137,7 @@ def delta_contrast(
             others over blocks of rows that are computed again in the backward pass.
 
     Returns:
-        A scalar in fp32 (fp64 for fp64 inputs). One pair has no negatives: their mean is 0.
+        A scalar in float32 (float64 for float64 inputs). One pair has no negatives: their mean is 0.
 
     Raises:
         ValueError: If shapes do not fit, or a choice or a combination is none of the above.

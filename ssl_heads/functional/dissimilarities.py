@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Dissimilarity(Protocol):
-    """How unlike two embeddings are. Rows come in fp32 or fp64, with autocast off."""
+    """How unlike two embeddings are. Rows come in float32 or float64, with autocast off."""
 
     def paired(self, z: Tensor, w: Tensor) -> Tensor:
         """``d(z_i, w_i)``, of shape (n,)."""

@@ -26,8 +26,8 @@ def nonneg_cross_entropy(features: Tensor, weight: Tensor, labels: Tensor, *, no
         nonneg_weight: Whether the weight goes through rep_relu.
 
     Returns:
-        A scalar in fp32 (fp64 for fp64 inputs). Without a labelled row it is 0, still part of the graph. A NaN makes it
-        NaN, in a row without a label too.
+        A scalar in float32 (float64 for float64 inputs): 0 and still part of the graph without a labelled row, NaN for
+        a NaN in any row, labelled or not.
 
     Raises:
         ValueError: If shapes do not fit, the batch is empty, or (on the CPU) a label is neither a class nor -1.
@@ -53,7 +53,7 @@ def nonneg_cross_entropy(features: Tensor, weight: Tensor, labels: Tensor, *, no
     x = promote(features)
     w = promote(weight).to(x.dtype)
     with without_autocast(x):
-        # 0 * w: the value of -inf is 0 and its derivative NaN, and the loss must show it
+        # 0 * w: rep_relu maps -inf to 0 with a NaN derivative, and the loss must be NaN as well
         logits = x @ (rep_relu(w) + 0 * w if nonneg_weight else w).mT
     each = F.cross_entropy(logits, index, reduction="none")
     return counted(each, labelled).sum() / labelled.sum().clamp_min(1)

@@ -66,6 +66,7 @@ def safe_normalize(x: Tensor, eps: float | None = None) -> Tensor:
         raise ValueError(f"safe_normalize takes floating rows (..., d); got {x.dtype} of shape {tuple(x.shape)}")
     eps = default_eps(x.dtype) if eps is None else float(_check.not_negative("eps", eps))
     if is_transformed() or is_traced():
-        return (x / row_norm(x, eps)).to(x.dtype)  # there the expression itself is differentiated, or written down
+        # transforms differentiate the expression, tracers record it
+        return (x / row_norm(x, eps)).to(x.dtype)
     y: Tensor = _SafeNormalize.apply(x, eps)
     return y

@@ -27,7 +27,7 @@ LARGEST_SCALE = 60.0
 
 
 def supports(z0: Tensor, z1: Tensor, temperature: float) -> bool:
-    """Whether two views are plain fp32 CPU tensors of few rows that autograd can save, and no transform is at work."""
+    """Whether two views are plain float32 CPU tensors of few rows that autograd can save, without a transform."""
     return (
         not torch.compiler.is_compiling()
         and 1 / LARGEST_SCALE <= temperature < math.inf

@@ -33,7 +33,7 @@ def spectral_contrastive(
         gather, group: Whose moments are taken, see `ssl_heads.distributed`.
 
     Returns:
-        A scalar in fp32 (fp64 for fp64 inputs). One pair has no negatives: its second term is 0.
+        A scalar in float32 (float64 for float64 inputs). One pair has no negatives: its second term is 0.
 
     Raises:
         ValueError: If shapes differ or the batch is empty.
@@ -77,7 +77,7 @@ def decorrelation(
         gather, group: Whose moments are taken, see `ssl_heads.distributed`.
 
     Returns:
-        A scalar in fp32 (fp64 for fp64 inputs): 0 for uncorrelated dimensions, d - 1 for collapsed unit rows.
+        A scalar in float32 (float64 for float64 inputs): 0 for uncorrelated dimensions, d - 1 for collapsed unit rows.
 
     Raises:
         ValueError: If the batch is empty or not a matrix.

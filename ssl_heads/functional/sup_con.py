@@ -47,12 +47,12 @@ def sup_con(
         temperature: Divides the cosines.
         multi_positive: ``"out"`` averages the positives outside the logarithm (the SupCon paper's choice), ``"in"``
             sums them inside it (what SimCLR forks compute when labels are passed as indexes). ``"in"`` keeps its
-            relative accuracy as it approaches 0; ``"out"`` is a difference, accurate to about 1e-7 in fp32.
+            relative accuracy as it approaches 0; ``"out"`` is a difference, accurate to about 1e-7 in float32.
         gather, group: Whose rows are compared, see `ssl_heads.distributed`.
         impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Returns:
-        A scalar in fp32 (fp64 for fp64 inputs). Where no row has a positive it is 0, still part of the graph.
+        A scalar in float32 (float64 for float64 inputs). Where no row has a positive it is 0, still part of the graph.
 
     Raises:
         ValueError: If shapes do not fit, the batch is empty, the temperature is not above 0 or the form is unknown.

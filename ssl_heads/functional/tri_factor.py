@@ -43,7 +43,7 @@ def tri_factor_contrast(
         impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Returns:
-        A scalar in fp32 (fp64 for fp64 inputs).
+        A scalar in float32 (float64 for float64 inputs).
 
     Raises:
         ValueError: If shapes do not fit, the batch is empty or the temperature is not above 0.
@@ -75,7 +75,7 @@ def tri_factor_spectral(
         gather, group: Whose moments are taken, see `ssl_heads.distributed`.
 
     Returns:
-        A scalar in fp32 (fp64 for fp64 inputs).
+        A scalar in float32 (float64 for float64 inputs).
 
     Raises:
         ValueError: If shapes do not fit or the batch is empty.
@@ -112,7 +112,7 @@ def tri_factor_two_towers(
         impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Returns:
-        A scalar in fp32 (fp64 for fp64 inputs).
+        A scalar in float32 (float64 for float64 inputs).
 
     Raises:
         ValueError: If shapes do not fit, the batch is empty or the temperature is not above 0.
@@ -147,7 +147,7 @@ def tri_factor_spectral_two_towers(
         gather, group: Whose moments are taken, see `ssl_heads.distributed`.
 
     Returns:
-        A scalar in fp32 (fp64 for fp64 inputs).
+        A scalar in float32 (float64 for float64 inputs).
 
     Raises:
         ValueError: If shapes do not fit or the batch is empty.
@@ -177,7 +177,7 @@ def _shard(
     temperature: float | Tensor = 1.0,
     impl: Impl = "auto",
 ) -> tuple[Shard, float | Tensor]:
-    """What the four tri-factor forms check and exchange, and the scale of the logits."""
+    """The shard and the scale of the logits, from inputs that the four tri-factor forms check alike."""
 
     def checked() -> float | Tensor:
         _check.paired("z0", z0, "z1", z1)

@@ -27,13 +27,13 @@ class OrthonormalAnchorRegression(GatheringLoss):
 
     .. math:: L = L_\text{base} + \frac{\lambda}{|S|}\sum_{i \in S} 1 - \cos(z_i, c_{y_i})
 
-    One direction for all embeddings is a stationary point of contrastive losses. With two labelled classes it is none
-    of this one's: anchors make dimensional collapse rarer. They do not exclude it, since a network whose units have all
+    One direction for all embeddings is a stationary point of contrastive losses, and with two labelled classes none of
+    this loss: anchors make dimensional collapse rarer. They do not exclude it, since a network whose units have all
     died has no gradient left.
 
     The anchors are a buffer: saved with the model, never trained, the same for a seed on every rank. Labels of one
-    class alone leave collapse stationary, so training on a single class warns once (labels on a GPU are not looked
-    into).
+    class alone leave collapse stationary, so training on a single class warns once (labels on a GPU are not
+    read).
 
     Args:
         num_classes: K, the number of anchors.

@@ -61,7 +61,7 @@ class ScalarCorrection(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if prefix + "value" in state_dict and prefix + "started" not in state_dict:
-            # a number that comes from elsewhere is not to be replaced; assigned, it has left the meta device alone
+            # A loaded number counts as started; assign=True leaves `started` on the meta device.
             if self.started.is_meta:
                 self.started = torch.ones_like(self.value, requires_grad=False)
             self.started.fill_(1)

@@ -122,14 +122,14 @@ class DeltaContrast(GatheringLoss):
         return [c if isinstance(c, ScalarCorrection) and c.value.requires_grad else None for c in sides]
 
     def _may_start(self) -> bool:
-        """Whether this batch may start a correction; where looking is not free, the device decides in every step."""
+        """Whether this batch may start a correction; on a GPU, where reading waits, the device decides each time."""
         if not self.training or self.kind == "infonce" or is_transformed():
             return False
         return any(not _check.visible(c.started) or c.awaits_start for c in self._offsets() if c is not None)
 
     @torch.no_grad()
     def _proposal(self, z: Tensor, w: Tensor, alpha: Tensor | None, alpha_tilde: Tensor | None, shard: Shard) -> Tensor:
-        """What puts the median D of the first rows of the batch at 0, of shape (1,); NaN if the batch is not finite."""
+        """The constant that puts the median D of the first rows at 0, of shape (1,); NaN if the batch is not finite."""
         with without_autocast(z):
             z, w = promote(z), promote(w)
             finite = z.isfinite().all() & w.isfinite().all()
@@ -150,18 +150,20 @@ class DeltaContrast(GatheringLoss):
         left = self._proposal(z, w, alpha, alpha_tilde, shard)
         left = left / 2 if self.alpha is self.alpha_tilde else left
         for offset in self._offsets():
-            left = left if offset is None else left.to(offset.value.dtype).to(left.dtype)  # finite in its dtype
+            # Rounded to the dtype of each offset: a value that overflows there is not finite.
+            left = left if offset is None else left.to(offset.value.dtype).to(left.dtype)
         accepted, starts, moved = left.isfinite(), [], []
         for offset, values in zip(self._offsets(), (alpha, alpha_tilde), strict=True):
             if offset is None or values is None:
                 moved.append(values)
                 continue
-            takes = accepted & (offset.started == 0)
-            shift = torch.where(takes, left, 0.0)
-            left = left if self.alpha is self.alpha_tilde else torch.where(takes, 0.0, left)
+            starting = accepted & (offset.started == 0)
+            shift = torch.where(starting, left, 0.0)
+            left = left if self.alpha is self.alpha_tilde else torch.where(starting, 0.0, left)
             moved.append(values + shift)
             starts.append((offset, torch.where(accepted, offset.value.detach() + shift, torch.nan)))
-        for offset, start in starts:  # after both sides: they may share a correction
+        # Written after both sides are computed: alpha and alpha_tilde may be one module.
+        for offset, start in starts:
             offset.start_at(start)
         return moved[0], moved[1]
 

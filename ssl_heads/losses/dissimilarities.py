@@ -152,7 +152,7 @@ class SquaredEuclidean(nn.Module):
 
 
 class _Lp(nn.Module):
-    """What the norm and its power share: an exponent, and no form as a product of matrices."""
+    """An exponent, and no form as a product of matrices: the base of the norm and of its power."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class _Lp(nn.Module):
         return self.measure(rearrange(z, "n d -> n 1 d") - w)
 
     def factors(self, z: Tensor, w: Tensor) -> None:
-        """There are none."""
+        """None: there is no such form."""
         return
 
     def extra_repr(self) -> str:
@@ -185,7 +185,7 @@ class LpPower(_Lp):
     r"""The sum of powers, :math:`d = \sum_k |z_k - w_k|^p`, of noise that is independent in every dimension.
 
     For p other than 2 it recovers every latent, up to order, sign and shift: p = 1 belongs to Laplace noise, p = 3 or 4
-    to generalised normal noise. A p that is not the noise's own still recovers them up to a linear map only.
+    to generalised normal noise. A p other than that of the noise recovers them up to a linear map only.
 
     Args:
         p: At least 1.

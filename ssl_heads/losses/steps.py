@@ -18,7 +18,7 @@ class _Counter:
         self.taken += 1
 
 
-_counter = cache(_Counter)  # made at the first question: importing registers no hook
+_counter = cache(_Counter)  # created at the first call, so that importing registers no hook
 
 
 def optimizer_steps() -> int:

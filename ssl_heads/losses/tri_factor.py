@@ -127,10 +127,11 @@ class TriFactorContrast(GatheringLoss):
         return infonce(z0, z1, s, temperature, gather=self.gather, group=self.group, impl=self.impl)
 
     def _warn_if_unmoved(self) -> None:
-        """Most optimisers count up the parameter's version; the fused ones do not, so values have the last word.
+        """Warn once if optimisers have taken many steps and the importance kept its values.
 
-        Counted are the calls before which some optimiser has taken a step: small batches that accumulate one gradient,
-        recomputations and calls without training are none.
+        A new version of the parameter proves a change; fused optimisers keep the version, so values decide. A call
+        counts if an optimiser has taken a step since the last one: gradient accumulation, recomputation and calls
+        without training do not.
         """
         theta = self.importance.theta
         if self._warned or not theta.requires_grad or not torch.is_grad_enabled():
