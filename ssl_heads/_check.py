@@ -64,7 +64,7 @@ def scalar(name: str, value: object) -> float | Tensor:
 
 
 def shown(value: object) -> object:
-    """What a message prints of a value that should have been a number."""
+    """A value as a message prints it, where a number was expected."""
     if not isinstance(value, Tensor):
         return repr(value)
     return value.item() if value.numel() == 1 and visible(value) else f"{value.dtype} of shape {tuple(value.shape)}"

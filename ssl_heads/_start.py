@@ -1,4 +1,4 @@
-"""Starting a module anew: what every ``reset_parameters`` shares."""
+"""Starting a module anew: what every `reset_parameters` shares."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def reset_parts(module: nn.Module) -> None:
-    """Start the parts of a module anew, each by its own ``reset_parameters``."""
+    """Start the parts of a module anew, each by its own `reset_parameters`."""
     for part in module.children():
         reset = getattr(part, "reset_parameters", None)
         if callable(reset):

@@ -25,19 +25,19 @@ def param_groups(
     contrast have one dimension and get none. Pass the backbone, the heads, and a loss that owns parameters; a parameter
     that two modules share appears once.
 
-    Parameters that FSDP1 (``FullyShardedDataParallel``) has flattened are one-dimensional, matrices too, and refused:
-    call this before it wraps the model with ``use_orig_params=True``, which keeps the parameters and shards their data.
-    FSDP2 (``fully_shard``) keeps the shapes.
+    Parameters that FSDP1 (`FullyShardedDataParallel`) has flattened are one-dimensional, matrices too, and refused:
+    call this before it wraps the model with `use_orig_params=True`, which keeps the parameters and shards their data.
+    FSDP2 (`fully_shard`) keeps the shapes.
 
     Args:
         modules: Backbone, heads and losses.
         lr: Learning rate.
         weight_decay: For parameters of two or more dimensions.
-        gate_lr: Learning rate for every `BayesianGate` inside the modules; None takes ``lr``.
+        gate_lr: Learning rate for every `BayesianGate` inside the modules; None takes `lr`.
         importance_lr: The same for every `FeatureImportance`, in a model or in a loss.
 
     Returns:
-        At most five groups, none empty, with the keys ``params``, ``lr`` and ``weight_decay``.
+        At most five groups, none empty, with the keys `params`, `lr` and `weight_decay`.
 
     Raises:
         ValueError: If no module is given, a module has no trainable parameter, a rate is out of range, or FSDP1 has

@@ -1,4 +1,4 @@
-"""Pictures of what a dimension means. They need matplotlib: ``pip install 'ssl-heads[plots]'``."""
+"""Pictures of what a dimension means. They need matplotlib: `pip install 'ssl-heads[plots]'`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ModalClass(NamedTuple):
 
 @torch.no_grad()
 def modal_class(activation: ArrayLike, labels: ArrayLike, *, eps: float = EPS) -> ModalClass:
-    r"""Most frequent class among the samples whose activation exceeds ``eps``; negative activations do not count.
+    r"""Most frequent class among the samples whose activation exceeds `eps`; negative activations do not count.
 
     Args:
         activation: Shape (n,), one dimension of normalised embeddings.
@@ -97,7 +97,7 @@ def top_activating(
     .. math:: \text{row } j:\ \operatorname{argsort}_i(-q_{ij}),\qquad q_i = z_i / \lVert z_i \rVert_2
 
     The strongest images alone flatter a dimension: many look like one class at their extreme and fire for all of them.
-    ``num_spread`` more images, right of a gap, are taken at even distances from the other images that activate the
+    `num_spread` more images, right of a gap, are taken at even distances from the other images that activate the
     dimension, down to the weakest. Only positive activations count, so that signed embeddings are judged by the same
     rule as non-negative ones; a place stays empty where too few images activate the dimension. The row of a dimension
     that none activates says whether it is negative on some images or silent on all.
@@ -106,7 +106,7 @@ def top_activating(
     that activate the dimension, its share of them, and their number. Images of label -1 have no class, and no frame.
 
     Args:
-        images: ``(n, c, h, w)`` or ``(n, h, w, c)`` with one or three channels, or ``(n, h, w)``; values in [0, 1] or
+        images: Shape (n, c, h, w) or (n, h, w, c) with one or three channels, or (n, h, w); values in [0, 1] or
             [0, 255]. Or a list of Pillow's images, of one size.
         embeddings: Shape (n, d), signed or not; rows are normalised here.
         labels: Shape (n,), classes 0, 1, ..., or -1 for none.
@@ -173,7 +173,7 @@ def top_activating(
 
 
 def class_colours(num_classes: int) -> Tensor:
-    """Colours that tell classes apart, RGB in [0, 1], shape ``(num_classes, 3)``; with many classes they come close.
+    """Colours that tell classes apart, RGB in [0, 1], shape (num_classes, 3); with many classes they come close.
 
     Example:
         >>> class_colours(10).shape
@@ -236,7 +236,7 @@ def _framed(thumbnails: Tensor, colours: Tensor) -> Tensor:
 
 
 def _montage(thumbnails: Tensor, num_images: int) -> Tensor:
-    """One picture of all rows, with a gap after the first ``num_images`` columns if more follow."""
+    """One picture of all rows, with a gap after the first `num_images` columns if more follow."""
     strongest, spread = (
         rearrange(part, "row column h w c -> (row h) (column w) c")
         for part in (thumbnails[:, :num_images], thumbnails[:, num_images:])

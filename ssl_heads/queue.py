@@ -12,21 +12,21 @@ from ssl_heads.functional.normalize import safe_normalize
 
 
 class MemoryQueue(nn.Module):
-    r"""The last K keys: a buffer of shape (K, d) in the ``state_dict``, in which new rows take the place of the oldest.
+    r"""The last K keys: a buffer of shape (K, d) in the `state_dict`, in which new rows take the place of the oldest.
 
     .. math:: Q_{(c + i) \bmod K} \leftarrow k_i, \qquad c \leftarrow c + n
 
     Keys come in batches of any size, also larger than K, and none is dropped at the wrap. Nothing is enqueued unless
     you say so, so that a symmetric loss does not do it twice. `enqueue` writes into the buffers, so that a cached
-    ``state_dict``, a replica and an average see it. `InfoNCELoss` keeps rows of its own for its backward pass; an
-    equation of your own takes ``queue.rows.clone()`` if the keys are enqueued before its backward pass, else autograd
-    refuses. On many processes enqueue the keys of all: ``queue.enqueue(all_gather_rows(key))``. The start is drawn from
+    `state_dict`, a replica and an average see it. `InfoNCELoss` keeps rows of its own for its backward pass; an
+    equation of your own takes `queue.rows.clone()` if the keys are enqueued before its backward pass, else autograd
+    refuses. On many processes enqueue the keys of all: `queue.enqueue(all_gather_rows(key))`. The start is drawn from
     a generator of its own, the same on every rank.
 
     The start matters. Beside non-negative embeddings, random rows of both signs are no negatives at all: their cosines
     are near zero where those of real keys are about 0.4 (ReLU) to 0.9 (softplus), so that the first K / n steps are
-    trivial. ``start="nonneg"`` draws magnitudes of Gaussians (0.45 and 0.77). Better still are real keys, from an
-    encoder that is not trained yet: ``while queue.filled < size: queue.enqueue(key_encoder(next_batch))``.
+    trivial. `start="nonneg"` draws magnitudes of Gaussians (0.45 and 0.77). Better still are real keys, from an
+    encoder that is not trained yet: `while queue.filled < size: queue.enqueue(key_encoder(next_batch))`.
 
     Args:
         size: Rows K.

@@ -32,5 +32,5 @@ def test_every_path_and_every_link_leads_to_a_file(page: Path) -> None:
 def test_every_name_of_the_architecture_stands_in_the_file_beside_it() -> None:
     found = NAMES_IN_FILES.findall((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
     pairs = [(name, path) for names, path in found for name in re.findall(r"\w+", names) if name != "and"]
-    assert len(pairs) >= 20
+    assert len(pairs) >= 15
     assert [(name, path) for name, path in pairs if not re.search(rf"\b{name}\b", (ROOT / path).read_text())] == []

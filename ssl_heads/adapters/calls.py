@@ -49,7 +49,7 @@ def at_temperature(loss: nn.Module, temperature: float | Tensor, *tensors: Tenso
 def terms_of(loss: nn.Module, *tensors: Tensor, temperature: float | Tensor | None = None) -> dict[str, Tensor]:
     """Named terms whose sum is the loss, at the caller's temperature if there is one.
 
-    open_clip sums the keys that end in ``_loss``, and logs each; sentence-transformers sums and logs all.
+    open_clip sums the keys that end in `_loss`, and logs each; sentence-transformers sums and logs all.
     """
     if isinstance(loss, Loss):
         return loss.named_terms(*tensors, temperature=temperature)
@@ -75,8 +75,8 @@ def with_penalty(terms: dict[str, Tensor], penalty: Penalty | None) -> dict[str,
     return terms if penalty is None else {**terms, "penalty_loss": penalty()}
 
 
-def used_for_nothing(values: Iterable[object]) -> Tensor | float:
-    """Zero, with a gradient of zero for each tensor: DistributedDataParallel waits for all that a model returned."""
+def keep_in_graph(values: Iterable[object]) -> Tensor | float:
+    """Zero, with a gradient of zero for each tensor: DistributedDataParallel waits for every output of a model."""
     tensors = [x for x in values if isinstance(x, Tensor) and x.is_floating_point()]
     # slices without entries: their sum is zero whatever the values, and costs no read
     return sum(x.reshape(-1)[:0].sum() for x in tensors)

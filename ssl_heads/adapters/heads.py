@@ -134,7 +134,7 @@ class Floor(nn.Module):
 
 @torch.fx.wrap  # torch.fx calls it as it is: the shape and the dtype decide
 def _missing_length(row: Tensor, epsilon: float) -> Tensor:
-    """What lengthens a row to epsilon; zero for a row that is longer."""
+    """The addend that lengthens a row to epsilon; zero for a row that is longer."""
     dim = row.shape[-1]
     least = max(epsilon, 1 / 8) if row.dtype == torch.float16 else epsilon
     largest = row.abs().amax(dim=-1, keepdim=True)

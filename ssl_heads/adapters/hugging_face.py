@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_heads.adapters.calls import Penalty, check_takes, total, two_tower_terms, used_for_nothing, with_penalty
+from ssl_heads.adapters.calls import Penalty, check_takes, keep_in_graph, total, two_tower_terms, with_penalty
 from ssl_heads.adapters.hugging_face_model import ReturnsScale, set_return_loss
 from ssl_heads.adapters.hugging_face_step import ShareOfStep
 
 
 class HuggingFaceCLIP(nn.Module):
-    """Trainer's ``compute_loss_func(outputs, labels, num_items_in_batch)`` for Hugging Face's CLIP and SigLIP models.
+    """Trainer's `compute_loss_func(outputs, labels, num_items_in_batch)` for Hugging Face's CLIP and SigLIP models.
 
-    The model gives embeddings that it normalised, and its ``logit_scale`` is the temperature, as in `OpenCLIP`. The
-    adapter changes the model in two ways. Its outputs also hold ``logit_scale`` (exponentiated) and ``logit_bias``, so
+    The model gives embeddings that it normalised, and its `logit_scale` is the temperature, as in `OpenCLIP`. The
+    adapter changes the model in two ways. Its outputs also hold `logit_scale` (exponentiated) and `logit_bias`, so
     that whichever model is trained, its own scale counts, and they depend on every parameter that the loss borrows, as
-    DistributedDataParallel wants. The signature of its ``forward`` says ``return_loss=True``, so that Trainer evaluates
-    ``eval_loss``.
+    DistributedDataParallel wants. The signature of its `forward` says `return_loss=True`, so that Trainer evaluates
+    `eval_loss`.
 
     The model divides by the length of a row with no epsilon, so a zero row, which non-negative heads do give, is NaN
     before any loss sees it. It is named here: at once on the CPU, in a later step on a GPU, which is not waited for.
@@ -29,16 +29,16 @@ class HuggingFaceCLIP(nn.Module):
     Args:
         loss: A loss of two views, a `CLIPLoss` or a `SigLIPLoss`.
         model: The model; it is not made a part of this module. For further ones see `attach`.
-        penalty: Gives a scalar to add, for instance ``lambda: 3e-5 * head.take_kl()`` of a `GatedHead`.
-        accumulation_steps: ``gradient_accumulation_steps`` of the Trainer, which leaves it to ``compute_loss_func`` to
-            divide by them; another number than Trainer's is refused. Where batches have ``labels``, Trainer counts
+        penalty: Gives a scalar to add, for instance `lambda: 3e-5 * head.take_kl()` of a `GatedHead`.
+        accumulation_steps: `gradient_accumulation_steps` of the Trainer, which leaves it to `compute_loss_func` to
+            divide by them; another number than Trainer's is refused. Where batches have `labels`, Trainer counts
             them, and 1 will do: each batch then counts by its rows.
 
     Raises:
-        ValueError: If the loss takes labels, the model has no ``logit_scale`` or lacks parameters that the loss borrows
+        ValueError: If the loss takes labels, the model has no `logit_scale` or lacks parameters that the loss borrows
             from an earlier one. In forward if the outputs hold no embeddings of two towers or come from a model that
             was not attached, a row is not a number, or the batches of a step cannot be known or are others than
-            ``accumulation_steps``.
+            `accumulation_steps`.
 
     Example:
         >>> from types import SimpleNamespace
@@ -67,7 +67,7 @@ class HuggingFaceCLIP(nn.Module):
         self._model: tuple[Any] = (self.attach(model),)
 
     def attach(self, model: nn.Module) -> nn.Module:
-        """Train this model too: ``Trainer(model_init=lambda: compute_loss.attach(build()), ...)``; returns it."""
+        """Train this model too: `Trainer(model_init=lambda: compute_loss.attach(build()), ...)`; returns it."""
         if not isinstance(getattr(model, "logit_scale", None), Tensor):
             raise ValueError(f"{type(model).__name__} has no logit_scale: this adapter is for CLIP and SigLIP models")
         own = {id(p) for p in self.loss.parameters()}
@@ -93,7 +93,7 @@ class HuggingFaceCLIP(nn.Module):
         self._name_zero_rows(image, text)
         scale, bias = self._scale_and_bias(outputs)
         terms = two_tower_terms(self.loss, image, text, scale, bias)
-        loss = total(with_penalty(terms, self.penalty)) + used_for_nothing((scale, bias))
+        loss = total(with_penalty(terms, self.penalty)) + keep_in_graph((scale, bias))
         return loss * self._share_of_step(labels, num_items_in_batch)
 
     def _scale_and_bias(self, outputs: Any) -> tuple[Tensor, Tensor | None]:

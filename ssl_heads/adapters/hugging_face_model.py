@@ -1,4 +1,4 @@
-"""Changes of `HuggingFaceCLIP` to a model: its scale among the outputs, ``return_loss=True`` in its signature."""
+"""Changes of `HuggingFaceCLIP` to a model: its scale among the outputs, `return_loss=True` in its signature."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ssl_heads.adapters.calls import used_for_nothing
+from ssl_heads.adapters.calls import keep_in_graph
 
 
 class ReturnsScale:
@@ -27,7 +27,7 @@ class ReturnsScale:
         self.borrowed = borrowed
 
     def __call__(self, model: nn.Module, inputs: Any, outputs: Any) -> Any:
-        """The outputs, with ``logit_scale`` (exponentiated) and ``logit_bias``."""
+        """The outputs, with `logit_scale` (exponentiated) and `logit_bias`."""
         if not isinstance(outputs, Mapping):
             return outputs
         kind: Any = type(outputs)
@@ -35,7 +35,7 @@ class ReturnsScale:
         scale: Any = found.get("logit_scale")
         scale = model.logit_scale.exp() if scale is None else scale  # type: ignore[operator]
         read = (reduce(getattr, name.split("."), model) for name in self.borrowed)
-        found["logit_scale"] = scale + used_for_nothing(read)
+        found["logit_scale"] = scale + keep_in_graph(read)
         bias: Any = getattr(model, "logit_bias", None)
         if bias is not None and found.get("logit_bias") is None:
             found["logit_bias"] = bias.clone()  # FSDP2 frees the parameter after the forward pass
@@ -50,14 +50,14 @@ def with_scale(kind: Any) -> type:
 
 
 def set_return_loss(model: nn.Module) -> None:
-    """Trainer evaluates a loss without labels only where the class's forward has the default ``return_loss=True``."""
+    """Trainer evaluates a loss without labels only where the class's forward has the default `return_loss=True`."""
     kind: Any = type(model)
     model.__class__ = with_return_loss(kind)
 
 
 @cache
 def with_return_loss(kind: Any) -> Any:
-    """The class with ``return_loss=True`` in the signature of its forward, which is called as before."""
+    """The class with `return_loss=True` in the signature of its forward, which is called as before."""
     signature = inspect.signature(kind.forward)
     asked = signature.parameters.get("return_loss")
     if asked is None or asked.default is True:

@@ -1,4 +1,4 @@
-"""The batches of one step of Trainer's optimiser, which it leaves to ``compute_loss_func`` to average."""
+"""The batches of one step of Trainer's optimiser, which it leaves to `compute_loss_func` to average."""
 
 from __future__ import annotations
 

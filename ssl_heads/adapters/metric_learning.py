@@ -10,17 +10,17 @@ from ssl_heads.functional.groups import NONE
 
 
 class MetricLearning(nn.Module):
-    """pytorch-metric-learning's ``loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)``.
+    """pytorch-metric-learning's `loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)`.
 
     A loss of embeddings and labels (`SupConLoss`, `OrthonormalAnchorRegression`) is called with them. A loss of two
     views gets the embeddings and their references, one pair a row, or, without references, the two halves of the batch
-    whose labels are equal row by row: what ``SelfSupervisedLoss`` passes. -1 is no label.
+    whose labels are equal row by row: what `SelfSupervisedLoss` passes. -1 is no label.
 
     Args:
         loss: A loss of embeddings and labels, or of two views.
 
     Raises:
-        ValueError: If the loss needs a model's scale; in forward, for mined pairs (``indices_tuple``), for references
+        ValueError: If the loss needs a model's scale; in forward, for mined pairs (`indices_tuple`), for references
             beside a loss of labels, and for rows that are no pairs.
 
     Example:

@@ -10,12 +10,12 @@ from ssl_heads.functional._softmax import against_negatives
 
 
 class MoCoCriterion(nn.Module):
-    r"""facebookresearch/moco's ``criterion(logits, labels)``: the logit of the own key first, those of the queue after.
+    r"""facebookresearch/moco's `criterion(logits, labels)`: the logit of the own key first, those of the queue after.
 
     .. math:: \frac1n\sum_i -\log\frac{e^{l_{i0}}}{\sum_{c} e^{l_{ic}}}
 
-    It is cross-entropy with all targets zero, in fp32 whatever the logits' dtype, and exact where the positive wins by
-    far. The temperature is in the logits already.
+    Cross-entropy with all targets zero, in float32 whatever the logits' dtype, exact where the positive wins by far.
+    The temperature is in the logits already.
 
     Raises:
         ValueError: In forward, if the logits have no negative column or a target is not zero (looked at on the CPU).

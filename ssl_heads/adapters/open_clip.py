@@ -7,25 +7,25 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ssl_heads.adapters.calls import Penalty, check_takes, total, two_tower_terms, used_for_nothing, with_penalty
+from ssl_heads.adapters.calls import Penalty, check_takes, keep_in_graph, total, two_tower_terms, with_penalty
 
 
 class OpenCLIP(nn.Module):
-    """open_clip's ``loss(**model_out, output_dict=True)`` for a loss of two views.
+    """open_clip's `loss(**model_out, output_dict=True)` for a loss of two views.
 
-    The temperature is the model's, ``1 / logit_scale``, and is learned with it. A loss without one (`SpectralLoss`,
-    `DeltaContrast`) leaves ``logit_scale`` where it is. Give two towers to a loss that knows of them:
-    ``TriFactorContrast(two_towers=True)``. The features come normalised.
+    The temperature is the model's, `1 / logit_scale`, and is learned with it. A loss without one (`SpectralLoss`,
+    `DeltaContrast`) leaves `logit_scale` where it is. Give two towers to a loss that knows of them:
+    `TriFactorContrast(two_towers=True)`. The features come normalised.
 
     Args:
         loss: A loss of two views, a `CLIPLoss` or a `SigLIPLoss`.
-        penalty: Gives a scalar to add, for instance ``lambda: 3e-5 * head.take_kl()`` of a `GatedHead`.
-        beside: open_clip's own loss, for its terms beside the contrast: ``caption_loss`` of a ``CoCaLoss``,
-            ``distill_loss`` of a ``DistillClipLoss``. The contrast is ours, times its ``clip_loss_weight``.
+        penalty: Gives a scalar to add, for instance `lambda: 3e-5 * head.take_kl()` of a `GatedHead`.
+        beside: open_clip's own loss, for its terms beside the contrast: `caption_loss` of a `CoCaLoss`,
+            `distill_loss` of a `DistillClipLoss`. The contrast is ours, times its `clip_loss_weight`.
 
     Raises:
-        ValueError: If the loss takes labels; in forward, if features are missing, `SigLIPLoss` gets no ``logit_bias``,
-            or a captioner's or a teacher's outputs come without ``beside``.
+        ValueError: If the loss takes labels; in forward, if features are missing, `SigLIPLoss` gets no `logit_bias`,
+            or a captioner's or a teacher's outputs come without `beside`.
 
     Example:
         >>> from ssl_heads import TriFactorContrast
@@ -58,7 +58,7 @@ class OpenCLIP(nn.Module):
         weight = getattr(self.beside, "clip_loss_weight", 1.0)
         terms = two_tower_terms(self.loss, image_features, text_features, logit_scale, logit_bias)
         terms = {name: weight * term for name, term in terms.items()}
-        unused = used_for_nothing((logit_scale, logit_bias, *others.values()))
+        unused = keep_in_graph((logit_scale, logit_bias, *others.values()))
         terms = with_penalty({name: term + unused for name, term in terms.items()}, self.penalty)
         of_theirs = [name for name in others if name in ("labels", "text_labels") or name.startswith("dist_")]
         if of_theirs and self.beside is None:

@@ -13,7 +13,7 @@ from ssl_heads.heads.projection import NonNegLinear
 
 
 class SentenceTransformers(nn.Module):
-    """A loss for SentenceTransformerTrainer: ``forward(sentence_features, labels)``.
+    """A loss for SentenceTransformerTrainer: `forward(sentence_features, labels)`.
 
     Two columns of texts (anchor, positive) go to a loss of two views; one column with labels goes to a loss of
     embeddings and labels, such as `SupConLoss`. A loss with terms gives them by name: the trainer adds them up and logs
@@ -27,7 +27,7 @@ class SentenceTransformers(nn.Module):
     Args:
         model: The SentenceTransformer.
         loss: A loss of two views, or of embeddings and labels.
-        penalty: Gives a scalar to add, for instance ``lambda: 3e-5 * head.take_kl()`` of a `GatedHead`.
+        penalty: Gives a scalar to add, for instance `lambda: 3e-5 * head.take_kl()` of a `GatedHead`.
 
     Raises:
         ValueError: If the loss needs a model's scale, a Dense holds an activation inside of its linear layer, which

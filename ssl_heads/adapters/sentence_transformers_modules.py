@@ -15,26 +15,27 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ssl_heads.adapters.calls import used_for_nothing
+from ssl_heads.adapters.calls import keep_in_graph
 
 WEIGHTS, CONFIGURATION = "pytorch_model.bin", "config.json"
 
 
 class SavedModule(nn.Module):
-    """What sentence-transformers asks of a module: it writes a configuration and weights, and reads them again."""
+    """A module that sentence-transformers saves and loads: a configuration and weights in a folder."""
 
     def __init__(self) -> None:
         super().__init__()
-        theirs = sys.modules.get("sentence_transformers.base.modules")  # its own checks are by class; no import here
+        # sentence-transformers checks the class of modules; it is in memory when it does, so nothing is imported here
+        theirs = sys.modules.get("sentence_transformers.base.modules")
         if theirs is not None:
             theirs.Module.register(type(self))
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What rebuilds the module."""
+        """The configuration that rebuilds the module."""
         return {}
 
     def on_model_ready(self, model: nn.Module) -> None:
-        """Called when the model is complete; nothing here depends on the others."""
+        """Do nothing when the model is complete: no module here depends on the others."""
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True) -> None:
         """Write the configuration and the weights into a folder."""
@@ -43,7 +44,7 @@ class SavedModule(nn.Module):
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **where: Any) -> Self:
-        """Read them from a folder, or from the Hugging Face Hub."""
+        """Read configuration and weights from a folder, or from the Hugging Face Hub."""
         find = importlib.import_module("sentence_transformers.util").load_file_path
         hub = {name: where[name] for name in ("token", "cache_folder", "revision", "local_files_only") if name in where}
         configuration, weights = (find(model_name_or_path, name, subfolder, **hub) for name in (CONFIGURATION, WEIGHTS))
@@ -59,9 +60,9 @@ class SavedModule(nn.Module):
 
 
 class SentenceTransformersHead(SavedModule):
-    """Any head as a module of a SentenceTransformer: after ``Pooling``, in place of a ``Dense``.
+    """Any head as a module of a SentenceTransformer: after `Pooling`, in place of a `Dense`.
 
-    ``SentenceTransformer(path, trust_remote_code=True)`` loads it again, where this library is installed: the flag is
+    `SentenceTransformer(path, trust_remote_code=True)` loads it again, where this library is installed: the flag is
     sentence-transformers' own, for modules of other packages.
 
     Args:
@@ -99,15 +100,15 @@ class SentenceTransformersHead(SavedModule):
 
     @classmethod
     def _rebuilt(cls, configuration: dict[str, Any], weights: dict[str, Tensor]) -> Self:
-        module = cls(follow(configuration))
+        module = cls(rebuild(configuration))
         module.load_state_dict(weights)
         return module
 
 
 class LossState(SavedModule):
-    """What a loss learns, as a module of the SentenceTransformer: equal on all ranks, saved and resumed with it.
+    """The state of a loss as a module of the SentenceTransformer: equal on all ranks, saved and resumed with it.
 
-    It passes features through. The embeddings depend on the parameters, times zero, so that DistributedDataParallel
+    Features pass through. The embeddings depend on the parameters, times zero, so that DistributedDataParallel
     finds them.
     """
 
@@ -118,7 +119,7 @@ class LossState(SavedModule):
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
         """The features, as they come."""
         if torch.is_grad_enabled():
-            nothing = used_for_nothing(p for p in self.state.parameters() if p.requires_grad)
+            nothing = keep_in_graph(p for p in self.state.parameters() if p.requires_grad)
             features["sentence_embedding"] = features["sentence_embedding"] + nothing
         return features
 
@@ -149,7 +150,7 @@ class LossState(SavedModule):
 
 
 def width(module: nn.Module) -> int | None:
-    """What a module says of its output, or else the last of its parts that says it."""
+    """The `out_features` of a module, or else of the last of its parts that has them."""
     own = getattr(module, "out_features", None)
     widths = map(width, reversed(list(module.children())))
     return own if isinstance(own, int) else next((found for found in widths if found is not None), None)
@@ -169,7 +170,7 @@ def arguments(module: nn.Module) -> Iterator[tuple[str, Any]]:
     name = type(module).__name__
     for argument in inspect.signature(type(module)).parameters:
         if argument in ("device", "dtype") and not hasattr(module, argument):
-            continue  # where a layer of torch is made, not what it computes
+            continue  # placement of torch's layers, no part of the function
         if not hasattr(module, argument):
             raise ValueError(
                 f"{name} does not keep its argument {argument}, so it could not be built again when it is loaded: set "
@@ -177,7 +178,7 @@ def arguments(module: nn.Module) -> Iterator[tuple[str, Any]]:
             )
         value = getattr(module, argument)
         if argument == "bias" and not isinstance(value, bool):
-            value = value is not None  # a linear layer keeps the vector
+            value = value is not None  # a linear layer keeps the vector, not the flag
         if isinstance(value, nn.Module):
             yield argument, recipe(value)
         elif value is None or isinstance(value, (bool, int, float, str)):
@@ -188,13 +189,13 @@ def arguments(module: nn.Module) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"{argument}={value!r} of {name} cannot be written into a configuration: {type(value)}")
 
 
-def follow(of: dict[str, Any]) -> nn.Module:
+def rebuild(of: dict[str, Any]) -> nn.Module:
     """The module that a recipe describes; its class is imported, and must be a module's."""
     package, _, name = of["class"].rpartition(".")
     kind = getattr(importlib.import_module(package), name)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise ValueError(f"{of['class']} is no class of modules")
     if "modules" in of:
-        return nn.Sequential(OrderedDict((name, follow(child)) for name, child in of["modules"].items()))
-    made = {k: follow(v) if isinstance(v, dict) else v for k, v in of["arguments"].items()}
+        return nn.Sequential(OrderedDict((name, rebuild(child)) for name, child in of["modules"].items()))
+    made = {k: rebuild(v) if isinstance(v, dict) else v for k, v in of["arguments"].items()}
     return kind(**made)

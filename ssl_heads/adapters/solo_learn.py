@@ -12,9 +12,9 @@ from ssl_heads.losses.sup_con import SupConLoss
 
 
 class SoloLearnSimCLR(nn.Module):
-    """solo-learn's ``simclr_loss_func(z, indexes, temperature)``.
+    """solo-learn's `simclr_loss_func(z, indexes, temperature)`.
 
-    ``SupConLoss(multi_positive="in")`` is solo-learn's own equation, for any number of views and for its supervised
+    `SupConLoss(multi_positive="in")` is solo-learn's own equation, for any number of views and for its supervised
     variant. Every other loss gets the two views of each sample; `NTXentLoss` also gets the indexes, so that equal ones
     are never negatives. -1 is no index: to a `SupConLoss` such a row belongs to no other.
 
@@ -53,7 +53,7 @@ class SoloLearnSimCLR(nn.Module):
 
 
 class SoloLearnMoCo(nn.Module):
-    """solo-learn's ``mocov2plus_loss_func(query, key, queue, temperature)``, with a queue of shape (d, K).
+    """solo-learn's `mocov2plus_loss_func(query, key, queue, temperature)`, with a queue of shape (d, K).
 
     Args:
         loss: An `InfoNCELoss`; the call's temperature takes the place of its own. None takes one that uses the rows as

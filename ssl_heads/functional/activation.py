@@ -107,7 +107,7 @@ def rep_relu(z: Tensor, surrogate: Surrogate = "gelu") -> Tensor:
     .. math:: y = \max(z, 0), \qquad \partial y / \partial z := g'(z)
 
     ============== ========================================== ============================================
-    ``surrogate``  :math:`g'(z)`                              closed units
+    `surrogate`    :math:`g'(z)`                              closed units
     ============== ========================================== ============================================
     ``"gelu"``     :math:`\Phi(z) + z\,\varphi(z)` (erf form) pushed the wrong way below z = -0.752
     ``"silu"``     :math:`\sigma(z)(1 + z(1 - \sigma(z)))`    pushed the wrong way below z = -1.278
@@ -120,7 +120,7 @@ def rep_relu(z: Tensor, surrogate: Surrogate = "gelu") -> Tensor:
     it gets no gradient at all. ``"softplus"`` and ``"leaky"`` have no such region. Only ``"leaky"`` leaves open units a
     slope of exactly one.
 
-    The forward is bit for bit ``torch.relu``, including signed zeros and NaN. Only ``z`` is kept for the backward,
+    The forward is bit for bit `torch.relu`, including signed zeros and NaN. Only `z` is kept for the backward,
     which is itself differentiable (a second derivative is the surrogate's).
 
     Args:
@@ -128,10 +128,10 @@ def rep_relu(z: Tensor, surrogate: Surrogate = "gelu") -> Tensor:
         surrogate: ``"gelu"``, ``"silu"``, ``"softplus"`` or ``"leaky"``.
 
     Returns:
-        Tensor like ``z``, never negative.
+        Tensor like `z`, never negative.
 
     Raises:
-        ValueError: If ``surrogate`` is not one of the four names.
+        ValueError: If `surrogate` is not one of the four names.
 
     Reference:
         Non-negative Contrastive Learning (ICLR 2024), the reparameterised ReLU of the released code.
@@ -166,17 +166,17 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
 def apply_activation(z: Tensor, name: Activation) -> Tensor:
     """Apply a non-negative activation by name.
 
-    ``relu`` and ``rep_relu`` give exact zeros, so embeddings can be sparse. ``rep_relu`` takes gelu's derivative;
-    ``rep_relu_silu``, ``rep_relu_softplus`` and ``rep_relu_leaky`` take the others'. ``softplus``, ``sigmoid`` and
-    ``exp`` are dense. ``square`` lets both signs of a unit open it. ``exp`` overflows above 11 in float16 and 88 in
-    float32, ``square`` above 256 in float16.
+    `relu` and `rep_relu` give exact zeros, so embeddings can be sparse. `rep_relu` takes gelu's derivative;
+    `rep_relu_silu`, `rep_relu_softplus` and `rep_relu_leaky` take the others'. `softplus`, `sigmoid` and
+    `exp` are dense. `square` lets both signs of a unit open it. `exp` overflows above 11 in float16 and 88 in
+    float32, `square` above 256 in float16.
 
     Args:
         z: Pre-activations of any shape.
         name: A name of the table above.
 
     Returns:
-        Tensor like ``z``, never negative.
+        Tensor like `z`, never negative.
 
     Raises:
         ValueError: If the name is unknown; the message lists the names.

@@ -22,10 +22,10 @@ def soft_gate(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         temperature: :math:`T > 0`.
 
     Returns:
-        Tensor like ``logits``, in [0, 1].
+        Tensor like `logits`, in [0, 1].
 
     Raises:
-        ValueError: if ``temperature`` is not positive.
+        ValueError: If `temperature` is not positive.
 
     Example:
         >>> soft_gate(torch.zeros(2))
@@ -50,10 +50,10 @@ def straight_through_gate(logits: Tensor, threshold: float = 0.5, temperature: f
         temperature: :math:`T > 0`.
 
     Returns:
-        Tensor like ``logits`` of zeros and ones.
+        Tensor like `logits` of zeros and ones.
 
     Raises:
-        ValueError: if ``threshold`` or ``temperature`` is out of range.
+        ValueError: If `threshold` or `temperature` is out of range.
 
     Reference:
         BayesNCL, straight-through estimator.
@@ -84,10 +84,10 @@ def concrete_gate(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         temperature: :math:`T > 0`; the lower, the closer to zero and one.
 
     Returns:
-        Tensor like ``logits``, in [0, 1].
+        Tensor like `logits`, in [0, 1].
 
     Raises:
-        ValueError: if ``temperature`` is not positive.
+        ValueError: If `temperature` is not positive.
 
     Reference:
         BayesNCL, relaxed estimator; Maddison et al., The Concrete Distribution (2017).
@@ -118,14 +118,14 @@ def bernoulli_kl(logits: Tensor, prior: float) -> Tensor:
     A prior below one half closes gates; a prior above it opens them.
 
     Args:
-        logits: :math:`a`, shape ``(..., d)``; divide by the gate's temperature first.
+        logits: Logits `a` of shape (..., d); divide by the gate's temperature first.
         prior: :math:`r` in (0, 1), the probability that a gate is open.
 
     Returns:
         Scalar, float32 (float64 for float64 logits); 0 for an empty batch.
 
     Raises:
-        ValueError: if ``prior`` is out of range or ``logits`` has no dimension.
+        ValueError: If `prior` is out of range or `logits` has no dimension.
 
     Reference:
         BayesNCL, the KL term of the evidence bound.

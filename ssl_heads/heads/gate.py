@@ -42,7 +42,7 @@ class BayesianGate(nn.Module):
         \quad \mathrm{loss} = \mathrm{contrast}(z) + \lambda\,\mathrm{KL}(p \,\|\, r)
 
     ============================ ============================================= ==================== ================
-    ``estimator``                gate in training                              gate in evaluation   probability
+    `estimator`                  gate in training                              gate in evaluation   probability
     ============================ ============================================= ==================== ================
     ``"straight_through"``       :math:`1[p > t]`, gradient of :math:`p`       the same             :math:`\sigma(a/T)`
     ``"concrete"``               :math:`\sigma((a + \mathrm{logistic}) / T)`   :math:`1[p > t]`     :math:`\sigma(a)`
@@ -61,7 +61,7 @@ class BayesianGate(nn.Module):
     Args:
         in_features: Width of the features that decide.
         out_features: Width of the embeddings that are gated.
-        hidden_features: Width of the gate's hidden layer; None takes ``in_features``.
+        hidden_features: Width of the gate's hidden layer; None takes `in_features`.
         norm: ``"batch"``, ``"layer"`` or None (the paper's), on the hidden layer.
         prior: Prior probability :math:`r` that a gate is open, in (0, 1).
         threshold: The :math:`t` of the table, in (0, 1).
@@ -70,8 +70,8 @@ class BayesianGate(nn.Module):
         detach_features: Whether the gate's gradients stop at its input.
 
     Shape:
-        Features ``(..., in_features)`` and embeddings ``(..., out_features)`` with equal leading dimensions. With
-        ``norm="batch"`` training needs at least two rows; otherwise a batch may be empty, and its divergence is 0.
+        Features (..., in_features) and embeddings (..., out_features) with equal leading dimensions. With
+        `norm="batch"` training needs at least two rows; otherwise a batch may be empty, and its divergence is 0.
 
     Raises:
         ValueError: If a value is out of range or a name unknown; in forward if shapes do not fit, or there are fewer
@@ -113,7 +113,7 @@ class BayesianGate(nn.Module):
         self.logits = MLP(in_features, hidden_features, out_features, norm=norm)
 
     def forward(self, features: Tensor, embeddings: Tensor) -> GatedEmbedding:
-        """Gate ``embeddings (..., out_features)`` by what ``features (..., in_features)`` say."""
+        """Gate embeddings of shape (..., out_features) by features of shape (..., in_features)."""
         self._check_shapes(features, embeddings)
         logits = self.logits(features.detach() if self.detach_features else features)
         logits = at_least_float32(logits)

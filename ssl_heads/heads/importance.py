@@ -25,7 +25,7 @@ class FeatureImportance(nn.Module):
         dim: Width of the embedding.
 
     Raises:
-        ValueError: If ``dim`` is below 1.
+        ValueError: If `dim` is below 1.
 
     Reference:
         Tri-factor contrastive learning (NeurIPS 2023), section 3.
@@ -87,7 +87,7 @@ def canonicalize(embeddings: Tensor, importance: Tensor, reference: Tensor | Non
 
     Tri-factor contrast determines its embedding up to the sign of each dimension, and up to order among equal
     importances. Of these equivalent forms this is the one with descending importance in which, for each dimension, the
-    row of ``reference`` with the largest magnitude is positive. :math:`z^\top S z'` does not change when both sides are
+    row of `reference` with the largest magnitude is positive. :math:`z^\top S z'` does not change when both sides are
     brought into this form with the same reference. Applying it twice is applying it once, and a dimension that is zero
     throughout stays as it is.
 
@@ -98,7 +98,7 @@ def canonicalize(embeddings: Tensor, importance: Tensor, reference: Tensor | Non
             common reference, for instance the first tower's embeddings, so that both flip together; so does new data.
 
     Raises:
-        ValueError: If the last dimensions differ, ``importance`` is not one-dimensional, or there is no reference row.
+        ValueError: If the last dimensions differ, `importance` is not one-dimensional, or there is no reference row.
 
     Reference:
         Tri-factor contrastive learning (NeurIPS 2023), eq. 11.

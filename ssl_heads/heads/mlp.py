@@ -34,11 +34,11 @@ def check_features(x: Tensor, width: int) -> None:
 
 
 class MLP(nn.Module):
-    """Linear layers with normalised ReLU units between them: ``(..., in) -> (..., out)``.
+    """Linear layers with normalised ReLU units between them: `(..., in) -> (..., out)`.
 
     Args:
         in_features: Input width.
-        hidden_features: Width of each of the ``num_layers - 1`` hidden layers.
+        hidden_features: Width of each of the `num_layers - 1` hidden layers.
         out_features: Output width.
         num_layers: Number of linear layers; 1 is a single linear map.
         norm: ``"batch"``, ``"layer"`` or None, on hidden layers only.
@@ -74,7 +74,7 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(width, out_features, bias=bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(..., in)`` to ``(..., out)``."""
+        """Map features of shape (..., in) to (..., out)."""
         check_features(x, self.in_features)
         self._check_batch_statistics(x)
         rows: Tensor = self.layers(x.reshape(-1, self.in_features))

@@ -16,8 +16,8 @@ class NonNegProjection(nn.Module):
 
     .. math:: f_+(x) = \mathrm{act}(W_2\,\mathrm{ReLU}(\mathrm{norm}(W_1 x + b_1)) + b_2) \ge 0
 
-    The output is not normalised; the losses do that. ``norm`` acts on hidden layers only, because normalising the
-    output makes it dense. ``norm=None`` is the paper's projector, which can lose most of its dimensions depending on
+    The output is not normalised; the losses do that. `norm` acts on hidden layers only, because normalising the
+    output makes it dense. `norm=None` is the paper's projector, which can lose most of its dimensions depending on
     the seed. Non-negative embeddings of unrelated samples start with a positive cosine (about 0.3 for the ReLU family,
     0.7 for softplus), so a temperature tuned for signed embeddings may need to be lower.
 
@@ -32,7 +32,7 @@ class NonNegProjection(nn.Module):
         bias: Whether the linear layers have a bias.
 
     Shape:
-        ``(..., in_features) -> (..., out_features)``. With ``norm="batch"`` every leading dimension counts as batch,
+        `(..., in_features) -> (..., out_features)`. With `norm="batch"` every leading dimension counts as batch,
         and training needs at least two rows; otherwise a batch may be empty.
 
     Raises:
@@ -68,7 +68,7 @@ class NonNegProjection(nn.Module):
         self.mlp = MLP(in_features, hidden_features, out_features, num_layers=num_layers, norm=norm, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Project ``(..., in_features)`` to ``(..., out_features)``, never negative."""
+        """Project features of shape (..., in_features) to (..., out_features), never negative."""
         return apply_activation(self.mlp(x), self.activation)
 
     def reset_parameters(self) -> None:
@@ -83,11 +83,11 @@ class NonNegProjection(nn.Module):
 class NonNegLinear(nn.Module):
     r"""One layer with a non-negative output, :math:`\mathrm{act}(W x + b) \ge 0`.
 
-    It loads the weights of a linear layer and has its attributes, but it is no ``nn.Linear``: LoRA, quantisers and
+    It loads the weights of a linear layer and has its attributes, but it is no `nn.Linear`: LoRA, quantisers and
     other tools that wrap or replace linear layers take one for affine, and would add behind the activation or drop it.
-    They leave this layer alone; ``fuse_linear_bn_eval``, which asks for no class, must not be given one. To have them
-    act before the activation, take ``NonNegProjection`` with ``num_layers=1``, which holds a linear layer.
-    ``x @ layer`` is ``layer(x)``, where a projection may be a matrix.
+    They leave this layer alone; `fuse_linear_bn_eval`, which asks for no class, must not be given one. To have them
+    act before the activation, take `NonNegProjection` with `num_layers=1`, which holds a linear layer.
+    `x @ layer` is `layer(x)`, where a projection may be a matrix.
 
     Args:
         in_features: Input width.
@@ -96,7 +96,7 @@ class NonNegLinear(nn.Module):
         activation: As in `NonNegProjection`.
 
     Shape:
-        ``(..., in_features) -> (..., out_features)``.
+        `(..., in_features) -> (..., out_features)`.
 
     Raises:
         ValueError: If a width is below 1 or the activation unknown; in forward if the last dimension is wrong.
@@ -120,19 +120,19 @@ class NonNegLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw weight and bias as ``nn.Linear`` does, uniformly within ``1 / sqrt(in_features)``."""
+        """Draw weight and bias as `nn.Linear` does, uniformly within `1 / sqrt(in_features)`."""
         bound = self.in_features**-0.5
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(..., in_features)`` to ``(..., out_features)``, never negative."""
+        """Map features of shape (..., in_features) to (..., out_features), never negative."""
         check_features(x, self.in_features)
         return apply_activation(nn.functional.linear(x, self.weight, self.bias), self.activation)
 
     def __rmatmul__(self, x: Tensor) -> Tensor:
-        """``x @ layer``, for models whose projection is a matrix or a module."""
+        """`x @ layer`, for models whose projection is a matrix or a module."""
         output: Tensor = self(x)
         return output
 

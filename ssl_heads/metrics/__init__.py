@@ -2,7 +2,7 @@
 
 Each takes tensors on any device, NumPy arrays and lists, in any precision. Three rules hold for all:
 
-- A dimension is active on a row if its magnitude exceeds ``eps`` after the row is normalised.
+- A dimension is active on a row if its magnitude exceeds `eps` after the row is normalised.
 - NaN or infinity in a row makes every number NaN. An order of dimensions, or a count, is then -1.
 - A label of -1 means none: the row is left out.
 """

@@ -35,7 +35,7 @@ def expected_activation(features: ArrayLike) -> ExpectedActivation:
         features: Shape (n, d); negative entries count as zero. With NaN or infinity the mean is NaN and the order -1.
 
     Raises:
-        ValueError: If ``features`` is not a non-empty matrix.
+        ValueError: If `features` is not a non-empty matrix.
 
     Reference:
         Non-negative Contrastive Learning (ICLR 2024), feature selection.

@@ -18,7 +18,7 @@ class ClassConsistency(NamedTuple):
     """The result of `class_consistency`.
 
     Attributes:
-        mean: Mean of ``per_dimension`` over the counted dimensions, the papers' number; NaN if none is counted.
+        mean: Mean of `per_dimension` over the counted dimensions, the papers' number; NaN if none is counted.
         weighted_mean: The same, each dimension weighted by its support.
         chance_corrected: Mean of (consistency - chance) / (1 - chance): 0 for labels at random, 1 for one class.
         per_dimension: Shape (d,), float64, on the CPU; NaN for a dimension that is not counted.
@@ -43,12 +43,12 @@ def class_consistency(
         c_j = \max_c \frac{|\{i \in S_j : y_i = c\}|}{|S_j|}, \qquad q_i = f_i / \lVert f_i \rVert_2
 
     Two things distort it. A dimension active on a handful of samples scores high by chance: with 100 classes, 1.00,
-    0.50, 0.22 and 0.04 for 1, 2, 5 and 100 samples. So look at ``chance_corrected``, at ``weighted_mean``, or set a
-    ``min_support`` such as max(30, n / 1000). And signed dense features are active everywhere, so that each dimension
-    scores the share of the largest class; pass ``features.clamp(min=0)`` to count positive activations only, a
+    0.50, 0.22 and 0.04 for 1, 2, 5 and 100 samples. So look at `chance_corrected`, at `weighted_mean`, or set a
+    `min_support` such as max(30, n / 1000). And signed dense features are active everywhere, so that each dimension
+    scores the share of the largest class; pass `features.clamp(min=0)` to count positive activations only, a
     different number.
 
-    A dimension's chance is the expected share of the most frequent class among ``support`` samples drawn without
+    A dimension's chance is the expected share of the most frequent class among `support` samples drawn without
     replacement from these labels. Where it is one (support 1, or a single class) the corrected value is 0: there is no
     evidence.
 
@@ -59,7 +59,7 @@ def class_consistency(
         min_support: Least support of a counted dimension, at least 1.
 
     Raises:
-        ValueError: If shapes or labels do not fit, ``eps`` is not positive or ``min_support`` is below 1.
+        ValueError: If shapes or labels do not fit, `eps` is not positive or `min_support` is below 1.
 
     Reference:
         Non-negative Contrastive Learning (ICLR 2024), section 5; the released code's |.| test.

@@ -18,7 +18,7 @@ class Matching(NamedTuple):
     """The result of the matching functions.
 
     Attributes:
-        mean: Mean of ``per_dimension``.
+        mean: Mean of `per_dimension`.
         per_dimension: Shape (k,), the absolute correlation of each matched pair, float64, on the CPU.
         order: Shape (k,), the dimension of the first embedding that each pair has; -1 where there was none left.
     """
@@ -30,7 +30,7 @@ class Matching(NamedTuple):
 
 @torch.no_grad()
 def absolute_correlations(a: ArrayLike, b: ArrayLike, correlation: Correlation = "linear") -> Tensor:
-    """Absolute correlation of every dimension of ``a`` with every dimension of ``b``.
+    """Absolute correlation of every dimension of `a` with every dimension of `b`.
 
     Args:
         a: Shape (n, p).
@@ -39,7 +39,7 @@ def absolute_correlations(a: ArrayLike, b: ArrayLike, correlation: Correlation =
 
     Returns:
         Shape (p, q), float64, on the CPU. A constant dimension correlates with nothing: 0. With NaN or infinity in
-        ``a`` or ``b`` every entry is NaN.
+        `a` or `b` every entry is NaN.
 
     Raises:
         ValueError: If the numbers of rows differ, there is one row, or the correlation is unknown.
@@ -96,16 +96,16 @@ def match_by_search(a: ArrayLike, b: ArrayLike, correlation: Correlation = "line
 
     .. math:: \max_\pi \frac{1}{q}\sum_{j=1}^{q} |\rho(a_{\pi(j)}, b_j)|
 
-    With true latents as ``b`` this is the mean correlation coefficient. A search over permutations finds chance
+    With true latents as `b` this is the mean correlation coefficient. A search over permutations finds chance
     agreement too: compare with the value for unrelated embeddings of the same size.
 
     Args:
         a: Shape (n, p).
-        b: Shape (n, q), the same samples. With p < q, dimensions of ``b`` that are left alone count 0.
+        b: Shape (n, q), the same samples. With p < q, dimensions of `b` that are left alone count 0.
         correlation: ``"linear"`` or ``"rank"``.
 
     Returns:
-        One pair for each dimension of ``b``, in its order. With NaN or infinity every number is NaN, and the order -1.
+        One pair for each dimension of `b`, in its order. With NaN or infinity every number is NaN, and the order -1.
 
     Raises:
         ValueError: If the numbers of rows differ, there is one row, or the correlation is unknown.
@@ -136,7 +136,7 @@ def match_by_importance(
 ) -> Matching:
     """Pair the j-th most important dimension of one embedding with the j-th of the other: nothing is searched.
 
-    Two runs of tri-factor contrast should agree like this, up to signs; ``per_dimension[:10].mean()`` is the agreement
+    Two runs of tri-factor contrast should agree like this, up to signs; `per_dimension[:10].mean()` is the agreement
     of the ten most important dimensions.
 
     Args:

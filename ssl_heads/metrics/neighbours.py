@@ -32,7 +32,7 @@ def knn_accuracy(
         The share of rows classified correctly; NaN if a row of either holds NaN or infinity.
 
     Raises:
-        ValueError: If shapes or labels do not fit, or ``k`` is not in 1 to m.
+        ValueError: If shapes or labels do not fit, or `k` is not in 1 to m.
 
     Example:
         >>> x, y = torch.eye(3), torch.arange(3)

@@ -21,7 +21,7 @@ def effective_rank(features: ArrayLike) -> float:
         A number between 1 and min(n, d); 0 if every entry is zero, NaN if one is NaN or infinite.
 
     Raises:
-        ValueError: If ``features`` is not a non-empty matrix.
+        ValueError: If `features` is not a non-empty matrix.
 
     Reference:
         Roy and Vetterli, The effective rank (2007).

@@ -22,7 +22,7 @@ def sparsity(features: ArrayLike, eps: float = EPS) -> float:
         A number in [0, 1]; one minus the density. NaN if an entry is NaN or infinite.
 
     Raises:
-        ValueError: If ``features`` is not a non-empty matrix, or ``eps`` is not positive.
+        ValueError: If `features` is not a non-empty matrix, or `eps` is not positive.
 
     Reference:
         Non-negative Contrastive Learning (ICLR 2024), section 5.
@@ -50,7 +50,7 @@ def alive_dimensions(features: ArrayLike, eps: float = EPS) -> float:
         A whole number, an int; NaN if an entry is NaN or infinite.
 
     Raises:
-        ValueError: If ``features`` is not a non-empty matrix, or ``eps`` is not positive.
+        ValueError: If `features` is not a non-empty matrix, or `eps` is not positive.
 
     Example:
         >>> import torch
