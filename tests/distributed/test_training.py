@@ -36,10 +36,11 @@ def assert_all_close(actual: list[Tensor], expected: list[Tensor], rtol: float =
 
 
 @everywhere
-def test_steps_under_ddp(pool: Callable[[int], Pool], gather: str, sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("apart", [False, True], ids=["one module", "each wrapped"])
+def test_steps_under_ddp(pool: Callable[[int], Pool], gather: str, sizes: tuple[int, ...], apart: bool) -> None:
     expected = work.train("none", None, sizes)
     start = work.train("none", None, sizes, steps=0)
-    for actual in pool(len(sizes)).run(work.train, gather, sizes, sizes):
+    for actual in pool(len(sizes)).run(work.train, gather, sizes, sizes, 3, apart):
         assert_all_close(
             [a - s for a, s in zip(actual, start, strict=True)],
             [e - s for e, s in zip(expected, start, strict=True)],

@@ -81,11 +81,18 @@ def batches(sizes: tuple[int, ...], steps: int) -> list[tuple[Tensor, Tensor]]:
     return [(rows(sum(sizes), seed=2 * i), rows(sum(sizes), seed=2 * i + 1)) for i in range(steps)]
 
 
-def train(gather: str, sizes: tuple[int, ...] | None, of: tuple[int, ...], steps: int = 3) -> list[Tensor]:
-    """Parameters after a few steps of SGD on the own rows under DistributedDataParallel, or on all rows without it."""
+def train(
+    gather: str, sizes: tuple[int, ...] | None, of: tuple[int, ...], steps: int = 3, apart: bool = False
+) -> list[Tensor]:
+    """Parameters after a few steps of SGD on the own rows under DistributedDataParallel, or on all rows without it.
+
+    Network and loss are wrapped together, or each by itself.
+    """
     model: nn.Module = Model("none" if sizes is None else gather)
     parameters = list(model.parameters())
-    if sizes is not None:
+    if sizes is not None and apart:
+        model.encoder, model.loss = DistributedDataParallel(model.encoder), DistributedDataParallel(model.loss)
+    elif sizes is not None:
         model = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(parameters, lr=0.5)
     for x0, x1 in batches(of, steps):
