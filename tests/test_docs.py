@@ -1,7 +1,8 @@
-"""The pages name files that exist and names that stand in them."""
+"""The pages name files that exist and names that stand in them; modules import downwards, as the map says."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -34,3 +35,31 @@ def test_every_name_of_the_architecture_stands_in_the_file_beside_it() -> None:
     pairs = [(name, path) for names, path in found for name in re.findall(r"\w+", names) if name != "and"]
     assert len(pairs) >= 15
     assert [(name, path) for name, path in pairs if not re.search(rf"\b{name}\b", (ROOT / path).read_text())] == []
+
+
+# The layers of docs/architecture.md from the ground floor up; a file or folder of ssl_heads/ is in one of them.
+LAYERS = (
+    {"_check", "_modes", "_numerics", "_start", "recomputing"},
+    {"similarity", "rowwise"},
+    {"distributed"},
+    {"functional"},
+    {"heads", "losses", "metrics"},
+    {"adapters", "optim", "plots", "_images", "queue"},
+)
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+
+def imported(path: Path) -> set[str]:
+    """The files and folders of ssl_heads/ that a module imports from."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)]
+    within = [(node.module.split(".")[1:], node.names) for node in nodes if (node.module or "").startswith("ssl_heads")]
+    return {name for parts, names in within for name in (parts[:1] or [alias.name for alias in names])}
+
+
+def test_no_module_imports_from_a_layer_above_its_own() -> None:
+    package = ROOT / "ssl_heads"
+    upwards = {}
+    for path in set(package.glob("**/*.py")) - {package / "__init__.py"}:
+        own = LAYER[path.relative_to(package).parts[0].removesuffix(".py")]
+        upwards[path] = {name for name in imported(path) if LAYER[name] > own}
+    assert {path: names for path, names in upwards.items() if names} == {}
