@@ -44,7 +44,7 @@ class Negatives:
         factors = dissimilarity.factors(z, w)
         self.factors = None if factors is None else _with_biases(factors, -rows, -columns)
 
-    def log_sum_exp(self) -> Tensor:
+    def row_log_sum_exp(self) -> Tensor:
         """Log-sum-exp of every row."""
         if self.factors is not None:
             return similarity.log_sum_exp(*self.factors, exclusion=self.diagonal, impl=self.impl)[0]

@@ -223,11 +223,11 @@ def terms_of_pairs(
         positive = -(dissimilarity.paired(z, w) + rows + columns)
         negatives = Negatives(z, shard.gathered(w), rows, shard.gathered(columns), dissimilarity, shard, impl)
         if form.kind == "infonce":
-            loss = against_negatives(negatives.log_sum_exp(), positive)
+            loss = against_negatives(negatives.row_log_sum_exp(), positive)
             if form.symmetric:
                 by_column = Transposed(dissimilarity)
                 others = Negatives(w, shard.gathered(z), columns, shard.gathered(rows), by_column, shard, impl)
-                loss = (loss + against_negatives(others.log_sum_exp(), positive)) / 2
+                loss = (loss + against_negatives(others.row_log_sum_exp(), positive)) / 2
             return _without_clamp(shard.ddp_mean(loss))
         if form.kind == "nce":
             attraction = against_negatives(torch.zeros_like(positive), positive)

@@ -223,5 +223,9 @@ def test_a_loss_that_an_adapter_has_no_inputs_for_is_refused(place: str, loss: L
 def test_a_loss_that_does_not_say_what_it_takes_is_no_class() -> None:
     with pytest.raises(TypeError, match='Undeclared must declare what it takes: takes = "views"'):
         type("Undeclared", (Loss,), {"forward": lambda self, z: z})
+    with pytest.raises(TypeError, match='Unknown must declare what it takes: takes = "views"'):
+        type("Unknown", (Loss,), {"forward": lambda self, z: z, "takes": "pairs"})
+    with pytest.raises(TypeError, match="Mute must declare what its repr shows"):
+        type("Mute", (Loss,), {"forward": lambda self, z: z, "takes": "views"})
     own = type("Own", (NTXentLoss,), {"forward": lambda self, z0, z1: z0.mean()})
     assert own().takes == "views"
