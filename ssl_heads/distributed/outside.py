@@ -25,7 +25,7 @@ class outside_graph(Generic[P, R]):  # a decorator
         self.disabled: Callable[P, R] | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """What the function returns."""
+        """Call the function, outside of any graph."""
         if self.disabled is None:
             if not torch.compiler.is_compiling() and "torch._dynamo" not in sys.modules:
                 return self.function(*args, **kwargs)

@@ -53,7 +53,7 @@ def class_sum(keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
 
 
 def resolve_impl(impl: Impl, query: Tensor, key: Tensor, shard: Shard) -> Impl:
-    """What ``impl`` means for a block of mean size: the same on every rank, as the dtype of what is sent must be."""
+    """The choice of ``auto`` for a block of mean size: every rank chooses alike, so that one dtype is sent."""
     rows, columns = (x.shape[0] // shard.rows * shard.total // shard.world for x in (query, key))
     return implementation(impl, query[:1], rows * columns)
 
@@ -79,7 +79,7 @@ class RingExchange:
         self.work = dist.batch_isend_irecv(operations)
 
     def wait(self) -> list[Tensor]:
-        """What has arrived."""
+        """The tensors that have arrived."""
         for work in self.work:
             work.wait()
         return self.arriving

@@ -80,7 +80,7 @@ class DeltaForm(NamedTuple):
         return self._replace(clamp=clamp)
 
     def facts(self, dissimilarity: object) -> dict[str, object]:
-        """What ranks that share a batch must agree about."""
+        """The facts that must be equal on all ranks that share a batch."""
         configuration = dissimilarity.extra_repr() if isinstance(dissimilarity, torch.nn.Module) else ""
         named = f"{type(dissimilarity).__name__}({configuration})"
         choices = f"{self.symmetric}, {self.ratio}, {self.clamp}"

@@ -1,4 +1,4 @@
-"""What a delta loss asks of a dissimilarity."""
+"""The interface of a dissimilarity, as delta losses call it."""
 
 from __future__ import annotations
 

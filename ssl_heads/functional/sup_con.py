@@ -42,7 +42,7 @@ def sup_con(
 
     Args:
         embeddings: Shape (n, d); the rows are divided by their length.
-        labels: Integers of shape (n,); -1 is no label, and such a row is nobody's positive, but a negative of all. Any
+        labels: Integers of shape (n,); -1 is no label, and such a row has no positive and is a negative of all. Any
             other integer names a class: give -1 for the -100 of torch's cross entropy.
         temperature: Divides the cosines.
         multi_positive: ``"out"`` averages the positives outside the logarithm (the SupCon paper's choice), ``"in"``

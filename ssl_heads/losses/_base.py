@@ -1,4 +1,4 @@
-"""What every loss declares and holds."""
+"""The base classes of losses: declarations, and the configuration that losses share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Takes = Literal["views", "labels", "towers"]
 
 
 class Loss(nn.Module):
-    """A loss that says what it is called with, so that an adapter need not know its name.
+    """A loss that declares its inputs, so that an adapter calls any loss without a list of names.
 
     Attributes:
         takes: ``"views"`` for `loss(z0, z1)`, ``"labels"`` for `loss(embeddings, labels)`, ``"towers"`` for open_clip's

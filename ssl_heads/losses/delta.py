@@ -25,7 +25,7 @@ ROWS_TO_START_FROM = 512
 
 
 class DeltaContrast(GatheringLoss):
-    r"""Contrastive learning that recovers latents, with a dissimilarity that says which and corrections for the rest.
+    r"""Contrastive learning that recovers latents: a dissimilarity states which, corrections take up the rest.
 
     .. math:: D_{ij} = d(z_i, w_j) + \alpha(z_i) + \tilde\alpha(w_j) \;\to\; -\log\frac{p(z_i, w_j)}{p(z_i)\,p(w_j)}
 

@@ -84,7 +84,7 @@ class NegativeCosine(NegativeDot):
 class SquaredEuclidean(nn.Module):
     r"""The squared distance, :math:`d = |A (z - w)|^2`, of Gaussian noise.
 
-    It recovers latents up to a rotation and a translation, never single dimensions: a linear map then predicts them
+    Latents are recovered up to a rotation and a translation, never single dimensions: a linear map then predicts them
     perfectly, and their mean correlation coefficient stays below one.
 
     Args:
