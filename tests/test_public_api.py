@@ -38,6 +38,12 @@ def signature(function: Any) -> str:
     return str(signature.replace(parameters=parameters, return_annotation=verbatim(signature.return_annotation)))
 
 
+def constructor(kind: type) -> str:
+    """The signature, or the name of the torch class that gives it: torch annotates its own differently by version."""
+    owner = next(base for base in kind.__mro__ if "__init__" in vars(base))
+    return f"as {owner.__module__}.{owner.__name__}" if owner.__module__.startswith("torch") else signature(kind)
+
+
 def describe(value: Any) -> Any:
     """A class by its constructor and its own public methods, a function by its signature, a module by its name."""
     if isinstance(value, ModuleType):
@@ -48,7 +54,7 @@ def describe(value: Any) -> Any:
             for name, member in sorted(vars(value).items())
             if inspect.isfunction(member) and not name.startswith("_") and name != "extra_repr"
         }
-        return {"class": signature(value), **methods}
+        return {"class": constructor(value), **methods}
     if callable(value):
         return signature(value)
     return type(value).__name__

@@ -138,7 +138,9 @@ def class_anchors(num_classes: int, dim: int, basis: Basis = "qr", generator: to
         )
     with torch.device("cpu"):
         anchors = _anchors(num_classes, dim, basis, generator)
-    return anchors.float().to(torch.get_default_device())
+    return anchors.float().to(
+        torch.empty(0).device
+    )  # get_default_device of torch 2.6 fails after set_default_device(None)
 
 
 def _anchors(num_classes: int, dim: int, basis: Basis, generator: torch.Generator | None) -> Tensor:
