@@ -18,8 +18,8 @@ from ssl_heads._modes import without_autocast
 from ssl_heads.distributed.outside import outside_graph
 from ssl_heads.distributed.shard import Pairs, Shard
 from ssl_heads.similarity import Impl, implementation
-from ssl_heads.similarity.backend import Needs
-from ssl_heads.similarity.operators import backend
+from ssl_heads.similarity.backend import LogSum, Matrix, Needs
+from ssl_heads.similarity.operators import block_backend
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -170,9 +170,8 @@ class _LogSumExp(torch.autograd.Function):
         query, key = rows_to_send(impl, dtype, query, key)
         column = RingReduce(shard, logaddexp_)
         for source, (block,) in ring_blocks(shard, key):
-            exclusion = pairs.exclusion_for_block(source, *views)
-            forward = backend(impl).pair_forward
-            by_row, by_column, _ = forward(query, block, 1.0, exclusion, columns, False, bound)
+            matrix = Matrix(query, block, exclusion=pairs.exclusion_for_block(source, *views), bound=bound)
+            by_row, by_column, _ = block_backend(impl).pair_forward(matrix, columns, one_sweep=False)
             logaddexp_(row, by_row)
             if columns:
                 column.put(source, by_column)
@@ -193,11 +192,10 @@ class _LogSumExp(torch.autograd.Function):
         query_gradient, key_gradient = torch.zeros_like(query, dtype=row.dtype), RingReduce(shard)
         sent = (key, own_column, own_column_gradient) if len(own_column) else (key,)
         for source, (block, *of_columns) in ring_blocks(shard, *sent):
-            column, column_gradient = of_columns or (own_column, own_column_gradient)
-            exclusion = pairs.exclusion_for_block(source, *ctx.views)
-            sums = (row, column, nothing, row_gradient, column_gradient)
-            backward = backend(ctx.impl).pair_backward
-            by_query, by_key, _ = backward(query, block, 1.0, *sums, exclusion, False, ctx.bound, needs)
+            column = LogSum(*of_columns) if of_columns else None
+            matrix = Matrix(query, block, exclusion=pairs.exclusion_for_block(source, *ctx.views), bound=ctx.bound)
+            backward = block_backend(ctx.impl).pair_backward
+            by_query, by_key, _ = backward(matrix, LogSum(row, row_gradient), column, nothing, False, needs)
             if needs_query:
                 query_gradient += by_query
             if needs_key:
@@ -216,8 +214,8 @@ class _SoftplusSum(torch.autograd.Function):
         ctx.pairs, ctx.impl = pairs, impl
         total = bias.new_zeros(())
         for source, (block,) in ring_blocks(pairs.shard, key):
-            exclusion = pairs.exclusion_for_block(source, 1, 1)
-            total += backend(impl).softplus_sum(query, block, 1.0, bias, exclusion, gradient=False)[0]
+            matrix = Matrix(query, block, exclusion=pairs.exclusion_for_block(source, 1, 1))
+            total += block_backend(impl).softplus(matrix, bias, gradient=False)[0]
         return total
 
     @staticmethod
@@ -229,8 +227,8 @@ class _SoftplusSum(torch.autograd.Function):
         query_gradient, bias_gradient = torch.zeros_like(query, dtype=bias.dtype), torch.zeros_like(bias)
         key_gradient = RingReduce(ctx.pairs.shard)
         for source, (block,) in ring_blocks(ctx.pairs.shard, key):
-            exclusion = ctx.pairs.exclusion_for_block(source, 1, 1)
-            found = backend(ctx.impl).softplus_sum(query, block, 1.0, bias, exclusion, gradient=True)
+            matrix = Matrix(query, block, exclusion=ctx.pairs.exclusion_for_block(source, 1, 1))
+            found = block_backend(ctx.impl).softplus(matrix, bias, gradient=True)
             _, by_query, by_key, _, by_bias = found
             query_gradient += by_query
             bias_gradient += by_bias.reshape(())

@@ -18,7 +18,7 @@ from ssl_heads._modes import is_transformed
 from ssl_heads._numerics import default_eps, row_norm
 from ssl_heads.functional._softmax import against_negatives, row_dots
 from ssl_heads.functional.normalize import safe_normalize
-from ssl_heads.similarity import Exclusion, dense
+from ssl_heads.similarity import Exclusion, self_log_sum_exp
 from ssl_heads.similarity.product import matmul_nt
 from ssl_heads.similarity.tiled import is_one_tile
 
@@ -104,7 +104,7 @@ def _twice_differentiable(z0: Tensor, z1: Tensor, scale: float, gradient: Tensor
     views = z0.view_as(z0), z1.view_as(z1)  # z0 and z1 may be one tensor, and autograd.grad needs distinct inputs
     n = z0.shape[0]
     u = safe_normalize(torch.cat(views))
-    log_sum, _ = dense.log_sum_exp(u, u, scale, Exclusion.modulo(n), columns=False)
+    log_sum = self_log_sum_exp(u, scale, exclusion=Exclusion.modulo(n), impl="dense")
     loss = against_negatives(log_sum.view(2, n), row_dots(u[:n], u[n:]) * scale).mean()
     asked = [view for view in views if view.requires_grad]
     found = iter(torch.autograd.grad(loss, asked, gradient, create_graph=True))

@@ -20,8 +20,8 @@ from torch import Tensor
 from ssl_heads._numerics import default_eps
 from ssl_heads.rowwise.kernels import epilogue_kernel, prologue_kernel
 from ssl_heads.similarity.operators import no_second_derivative
+from ssl_heads.similarity.triton.arguments import require_device
 from ssl_heads.similarity.triton.configurations import padded_width
-from ssl_heads.similarity.triton.device import require_device
 
 Activation = Literal["none", "relu", "rep_relu"]
 Gate = Literal["none", "straight_through", "soft", "concrete"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ssl_heads.similarity.triton.kernels.tile import LN_2, LOG2_E
+from ssl_heads.similarity.triton.kernels import LN_2, LOG2_E
 
 RELU, REP_RELU = tl.constexpr(1), tl.constexpr(2)
 NO_GATE, STRAIGHT_THROUGH, SOFT, CONCRETE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
@@ -78,10 +78,10 @@ def load_matrix(pointer, rows, features, N, D, row_stride, feature_stride):
 @triton.jit
 def prologue_kernel(
     z_ptr, a_ptr,  # (N, D), any strides
-    importance_ptr,  # (D,) fp32
+    importance_ptr,  # (D,) float32
     seed_ptr,  # (1,) int64
     key_ptr, query_ptr,  # (N, WIDTH)
-    inverse_norm_ptr, kl_ptr,  # (N,) fp32
+    inverse_norm_ptr, kl_ptr,  # (N,) float32
     N, D, z_row, z_feature, a_row, a_feature, temperature, threshold, log_prior, log_not_prior, eps,
     ACTIVATION: tl.constexpr, GATE: tl.constexpr, HAS_KL: tl.constexpr, HAS_IMPORTANCE: tl.constexpr,
     TEMPERED_KL: tl.constexpr,
@@ -123,13 +123,13 @@ def prologue_kernel(
 @triton.jit
 def epilogue_kernel(
     z_ptr, a_ptr,  # (N, D), any strides
-    importance_ptr,  # (D,) fp32
+    importance_ptr,  # (D,) float32
     seed_ptr,  # (1,) int64
-    inverse_norm_ptr,  # (N,) fp32
+    inverse_norm_ptr,  # (N,) float32
     key_gradient_ptr, query_gradient_ptr,  # (N, D), any row stride
-    kl_gradient_ptr,  # (N,) fp32
+    kl_gradient_ptr,  # (N,) float32
     z_gradient_ptr, a_gradient_ptr,  # (N, D)
-    importance_partial_ptr,  # (programs, D) fp32
+    importance_partial_ptr,  # (programs, D) float32
     N, D, z_row, z_feature, a_row, a_feature, key_gradient_row, query_gradient_row, temperature, threshold,
     log_prior, log_not_prior,
     ACTIVATION: tl.constexpr, GATE: tl.constexpr, HAS_KL: tl.constexpr, HAS_IMPORTANCE: tl.constexpr,

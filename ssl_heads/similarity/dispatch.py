@@ -1,4 +1,4 @@
-"""Which backend reduces the matrix, and the three reductions that losses call."""
+"""The three reductions that losses call, and the choice of a backend for each call."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ssl_heads import _check
 from ssl_heads._modes import is_transformed, saveable
 from ssl_heads._numerics import accumulator, promote
 from ssl_heads.similarity import dense
+from ssl_heads.similarity.backend import Matrix
 from ssl_heads.similarity.exclusion import Exclusion
-from ssl_heads.similarity.operators import pair_lse, scalar, self_lse
-from ssl_heads.similarity.operators import softplus_sum as softplus_sum_operator
+from ssl_heads.similarity.operators import pair_lse, pair_softplus, scalar, self_lse
 
 Impl = Literal["auto", "dense", "tiled", "triton"]
-"""How the matrix is reduced: ``auto`` decides from the tensors of each call; an explicit choice never falls back.
+"""How the matrix is reduced: `auto` decides from the tensors of each call; an explicit choice never falls back.
 
-Under torch.func and in forward mode ``auto`` stores the matrix, and tiles and kernels are an error.
+Under torch.func and in forward mode `auto` stores the matrix, and tiles and kernels are an error.
 """
 
 IMPLS = get_args(Impl)
@@ -34,7 +34,7 @@ DENSE_ON_GPU_UP_TO = 1024 * 1024
 
 
 def check_impl(impl: str) -> None:
-    """Raise ``ValueError`` for an unknown implementation."""
+    """Raise `ValueError` for an unknown implementation."""
     _check.choice("impl", impl, IMPLS)
 
 
@@ -53,7 +53,7 @@ def kernels_run_on(device: torch.device) -> bool:
 
 
 def implementation(impl: Impl, query: Tensor, columns: int) -> Literal["dense", "tiled", "triton"]:
-    """What an ``impl`` means for a call with these rows and so many columns."""
+    """The backend of a call with these rows and so many columns."""
     check_impl(impl)
     if impl != "auto":
         return impl
@@ -73,7 +73,7 @@ def log_sum_exp(
     dtype: torch.dtype | None = None,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-sum-exp over the negatives of the rows, and on request of the columns, of ``scale * q k^T``.
+    """Log-sum-exp over the negatives of the rows, and on request of the columns, of `scale * q k^T`.
 
     Args:
         query: Rows, of shape (n, d).
@@ -81,43 +81,22 @@ def log_sum_exp(
         scale: Multiplies the logits; a tensor may require a gradient.
         exclusion: Pairs that are left out.
         columns: Whether the log-sum-exp of the columns is wanted too.
-        bound: The largest ``|logit|`` where the caller knows it, as for cosines over a temperature.
-        dtype: What kernels may round rows to for their products; None leaves fp32 as it is. Sums and gradients are
-            taken in fp32 all the same, and tiles and the stored matrix round nothing.
+        bound: The largest `|logit|` where the caller knows it, as for cosines over a temperature.
+        dtype: The dtype that kernels may round rows to for their products; None rounds nothing. Sums and gradients are
+            float32 all the same, and tiles and the stored matrix round nothing.
         impl: See `Impl`.
 
     Returns:
         The rows' log-sum-exp of shape (n,), and the columns' of shape (m,) or None. A row whose pairs are all left out
-        gives ``-inf`` and no gradient.
+        gives `-inf` and no gradient.
     """
-    chosen, query, key = _prepare(impl, query, key)
+    chosen, query, key, products = _prepare(impl, query, key, dtype)
     if chosen == "dense":
-        return dense.log_sum_exp(query, key, scale, exclusion, columns)
-    refuse_transforms()
+        return dense.log_sums(Matrix(query, key, scale, exclusion), columns)
     one_sweep = torch.is_grad_enabled() and query.requires_grad and not key.requires_grad and not columns
-    row, column, _ = pair_lse(
-        query,
-        key,
-        scalar(scale, query),
-        *exclusion,
-        columns,
-        one_sweep,
-        bound,
-        _of_products(chosen, query, dtype),
-        chosen,
-    )
+    settings = columns, one_sweep, bound, products, chosen
+    row, column, _ = pair_lse(query, key, scalar(scale, query), *exclusion, *settings)
     return row, column if columns else None
-
-
-def _prepare(impl: Impl, query: Tensor, key: Tensor) -> tuple[Literal["dense", "tiled", "triton"], Tensor, Tensor]:
-    """What runs, and the rows as it takes them: kernels alone read half precision."""
-    chosen = implementation(impl, query, key.shape[0])
-    return (chosen, saveable(query), saveable(key)) if chosen == "triton" else (chosen, promote(query), promote(key))
-
-
-def _of_products(chosen: str, rows: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    """Kernels round the rows on request; tiles never do."""
-    return rows.dtype if dtype is None or chosen != "triton" else dtype
 
 
 def self_log_sum_exp(
@@ -130,7 +109,7 @@ def self_log_sum_exp(
     dtype: torch.dtype | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Log-sum-exp over the negatives of the rows of the symmetric ``scale * x diag(weight) x^T``.
+    """Log-sum-exp over the negatives of the rows of the symmetric `scale * x diag(weight) x^T`.
 
     Half of the matrix is computed, and each tile serves its rows and its columns.
 
@@ -139,20 +118,19 @@ def self_log_sum_exp(
         scale: Multiplies the logits.
         weight: One weight a dimension, of shape (d,), or None for ones.
         exclusion: Pairs that are left out; a symmetric pattern.
-        bound: The largest ``|logit|`` where the caller knows it.
+        bound: The largest `|logit|` where the caller knows it.
         dtype: As for `log_sum_exp`.
         impl: See `Impl`.
 
     Returns:
         The rows' log-sum-exp of shape (n,).
     """
-    chosen, x, _ = _prepare(impl, x, x)
+    chosen, x, _, products = _prepare(impl, x, x, dtype)
     weight = None if weight is None else weight.to(accumulator(x))
     if chosen == "dense":
-        return dense.log_sum_exp(x if weight is None else x * weight, x, scale, exclusion, columns=False)[0]
-    refuse_transforms()
-    pattern = (exclusion.offset, exclusion.period, exclusion.query_ids, exclusion.keep_equal)
-    row: Tensor = self_lse(x, weight, scalar(scale, x), *pattern, bound, _of_products(chosen, x, dtype), chosen)[0]
+        return dense.log_sums(Matrix(x if weight is None else x * weight, x, scale, exclusion), columns=False)[0]
+    pattern = exclusion.offset, exclusion.period, exclusion.query_ids, exclusion.keep_equal
+    row: Tensor = self_lse(x, weight, scalar(scale, x), *pattern, bound, products, chosen)[0]
     return row
 
 
@@ -166,7 +144,7 @@ def softplus_sum(
     dtype: torch.dtype | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """``sum_ij softplus(scale * <q_i, k_j> + bias)`` over the negatives, value and gradient in one pass.
+    """`sum_ij softplus(scale * <q_i, k_j> + bias)` over the negatives, value and gradient in one pass.
 
     Args:
         query: Rows, of shape (n, d).
@@ -180,12 +158,23 @@ def softplus_sum(
     Returns:
         A scalar.
     """
-    chosen, query, key = _prepare(impl, query, key)
+    chosen, query, key, products = _prepare(impl, query, key, dtype)
     if chosen == "dense":
-        return dense.softplus_of_negatives(query, key, scale, bias.to(query.dtype).reshape(()), exclusion)
-    refuse_transforms()
+        return dense.softplus_of_negatives(Matrix(query, key, scale, exclusion), bias.to(query.dtype).reshape(()))
     numbers = scalar(scale, query), scalar(bias, query)
     gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, *numbers))
-    dtype = _of_products(chosen, query, dtype)
-    total: Tensor = softplus_sum_operator(query, key, *numbers, *exclusion, dtype, chosen, gradient)[0]
+    total: Tensor = pair_softplus(query, key, *numbers, *exclusion, products, chosen, gradient)[0]
     return total
+
+
+def _prepare(
+    impl: Impl, query: Tensor, key: Tensor, dtype: torch.dtype | None
+) -> tuple[Literal["dense", "tiled", "triton"], Tensor, Tensor, torch.dtype]:
+    """The backend, its rows, and the dtype of its products: kernels alone read half precision."""
+    chosen = implementation(impl, query, key.shape[0])
+    if chosen != "dense":
+        refuse_transforms()
+    if chosen == "triton":
+        return chosen, saveable(query), saveable(key), query.dtype if dtype is None else dtype
+    query, key = promote(query), promote(key)
+    return chosen, query, key, query.dtype

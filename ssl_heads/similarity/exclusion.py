@@ -1,4 +1,4 @@
-"""Which pairs are no negatives of each other: a repeating diagonal, or equal ids."""
+"""Pairs that are no negatives of each other: a repeating diagonal, or equal ids."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 class Exclusion(NamedTuple):
     """The pairs (i, j) that a log-sum-exp over negatives leaves out.
 
-    A pair is left out when ``j == i + offset (mod period)``, and also when ``query_ids[i] == key_ids[j]``.
+    A pair is left out when `j == i + offset (mod period)`, and also when `query_ids[i] == key_ids[j]`.
     The diagonal needs no memory; ids cost one comparison per pair. Any two equal ids meet here, -1 and -1 as well:
     `ssl_heads.functional.groups.group_index` gives each row without an id a number of its own.
 
     Attributes:
         offset: Column of row 0 on the diagonal that is left out.
         period: Distance between the diagonals that are left out; 0 leaves out no diagonal.
-        query_ids: Integers of shape ``(n,)``, or None.
-        key_ids: Integers of shape ``(m,)``; given together with ``query_ids``.
+        query_ids: Integers of shape `(n,)`, or None.
+        key_ids: Integers of shape `(m,)`; given together with `query_ids`.
         keep_equal: Leave out the pairs with *different* ids instead: what is kept are the positives of a class.
     """
 
@@ -37,12 +37,12 @@ class Exclusion(NamedTuple):
 
     @classmethod
     def diagonal(cls, rows: int, columns: int, offset: int = 0) -> Exclusion:
-        """Row ``i`` leaves out column ``i + offset``."""
+        """Row `i` leaves out column `i + offset`."""
         return cls(offset=offset, period=rows + columns + abs(offset) + 1)
 
     @classmethod
     def modulo(cls, period: int) -> Exclusion:
-        """Views of one sample, stacked view by view: row ``i`` leaves out every column ``i (mod period)``."""
+        """Views of one sample, stacked view by view: row `i` leaves out every column `i (mod period)`."""
         return cls(period=period)
 
     @classmethod
@@ -51,11 +51,11 @@ class Exclusion(NamedTuple):
         return cls(query_ids=query_ids, key_ids=query_ids if key_ids is None else key_ids)
 
     def with_ids(self, query_ids: Tensor, key_ids: Tensor, keep_equal: bool = False) -> Exclusion:
-        """The same diagonals, and also the pairs with equal ids; with ``keep_equal`` those with different ids."""
+        """The same diagonals, and also the pairs with equal ids; with `keep_equal` those with different ids."""
         return Exclusion(self.offset, self.period, query_ids, key_ids, keep_equal)
 
     def diagonals(self, rows: slice, columns: slice) -> Iterator[int]:
-        """Diagonals of the tile ``rows x columns`` that are left out, in the tile's own numbering."""
+        """Diagonals of the tile `rows x columns` that are left out, in the tile's own numbering."""
         if self.period == 0:
             return
         shift = self.offset + rows.start - columns.start
@@ -64,7 +64,7 @@ class Exclusion(NamedTuple):
         yield from range(first, columns.stop - columns.start, self.period)
 
     def fill_(self, tile: Tensor, rows: slice, columns: slice, value: float) -> Tensor:
-        """Write ``value`` into the pairs of a tile that are left out."""
+        """Write `value` into the pairs of a tile that are left out."""
         for diagonal in self.diagonals(rows, columns):
             tile.diagonal(diagonal).fill_(value)
         if self.query_ids is not None and self.key_ids is not None:
@@ -72,7 +72,7 @@ class Exclusion(NamedTuple):
         return tile
 
     def mask(self, rows: int, columns: int, device: torch.device) -> Tensor | None:
-        """The whole ``rows x columns`` mask of the pairs that are left out; None when there are none."""
+        """The whole `rows x columns` mask of the pairs that are left out; None when there are none."""
         mask = None
         if self.period > 0:
             i = torch.arange(rows, device=device)[:, None]

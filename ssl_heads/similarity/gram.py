@@ -10,13 +10,13 @@ from ssl_heads._modes import without_autocast
 
 
 def moment(x: Tensor) -> Tensor:
-    """``x^T x`` of shape (d, d)."""
+    """`x^T x` of shape (d, d)."""
     with without_autocast(x):
         return x.mT @ x
 
 
 def square_sum(query: Tensor, key: Tensor) -> Tensor:
-    """``sum_ij <q_i, k_j>^2 = <q^T q, k^T k>``, on whichever side is smaller."""
+    """`sum_ij <q_i, k_j>^2 = <q^T q, k^T k>`, on whichever side is smaller."""
     n, d = query.shape
     m = key.shape[0]
     with without_autocast(query):
@@ -26,7 +26,7 @@ def square_sum(query: Tensor, key: Tensor) -> Tensor:
 
 
 def weighted_square_sum(x: Tensor, weight: Tensor) -> Tensor:
-    """``sum_ij (x_i^T diag(w) x_j)^2``: one moment serves both sides of the symmetric product."""
+    """`sum_ij (x_i^T diag(w) x_j)^2`: one moment serves both sides of the symmetric product."""
     n, d = x.shape
     with without_autocast(x):
         if n <= d:
@@ -35,7 +35,7 @@ def weighted_square_sum(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def distance_from_identity(x: Tensor) -> Tensor:
-    """``||x^T x / n - I||_F^2``, through the n x n side when there are fewer rows than columns."""
+    """`||x^T x / n - I||_F^2`, through the n x n side when there are fewer rows than columns."""
     n, d = x.shape
     if n >= d:
         return (moment(x) / n - torch.eye(d, dtype=x.dtype, device=x.device)).square().sum()

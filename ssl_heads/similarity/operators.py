@@ -14,17 +14,22 @@ from torch import Tensor
 from ssl_heads._modes import without_autocast
 from ssl_heads._numerics import accumulator
 from ssl_heads.similarity import dense, tiled
-from ssl_heads.similarity.backend import Backend, Needs
+from ssl_heads.similarity.backend import Backend, BlockBackend, LogSum, Matrix, Needs
 from ssl_heads.similarity.exclusion import Exclusion
 
 
 def backend(impl: str) -> Backend:
-    """The module that computes; Triton is imported when a call needs it."""
+    """The module that computes a whole matrix; Triton is imported when a call needs it."""
     if impl == "triton":
         from ssl_heads.similarity.triton import backend as fused
 
         return fused
-    return tiled if impl == "tiled" else dense
+    return tiled
+
+
+def block_backend(impl: str) -> BlockBackend:
+    """The module that computes a block of a matrix."""
+    return dense if impl == "dense" else backend(impl)
 
 
 def scalar(value: Tensor | float, like: Tensor) -> Tensor:
@@ -63,11 +68,11 @@ def pair_lse(
     dtype: torch.dtype,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp over negatives of ``scale q k^T`` by rows, on request by columns, and what the backward reuses."""
+    """Log-sum-exp over negatives of `scale q k^T` by rows, on request by columns, and what the backward reuses."""
     exclusion = Exclusion(offset, period, query_ids, key_ids, keep_equal)
     with without_autocast(query):
-        rows = query.to(dtype), key.to(dtype)
-        return backend(impl).pair_forward(*rows, scale, exclusion, columns, one_sweep, bound)
+        matrix = Matrix(query.to(dtype), key.to(dtype), scale, exclusion, bound)
+        return backend(impl).pair_forward(matrix, columns, one_sweep)
 
 
 @pair_lse.register_fake
@@ -103,11 +108,11 @@ def pair_lse_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `pair_lse` with respect to query and key, empty where not needed, and to the scale."""
     exclusion = Exclusion(offset, period, query_ids, key_ids, keep_equal)
-    sums, upstream = (row, column, saved), (row_gradient, column_gradient)
     needs = Needs(needs_query, needs_key, needs_scale)
+    of_columns = LogSum(column, column_gradient) if column.numel() > 0 else None
     with without_autocast(query):
-        rows = query.to(dtype), key.to(dtype)
-        return backend(impl).pair_backward(*rows, scale, *sums, *upstream, exclusion, one_sweep, bound, needs)
+        matrix = Matrix(query.to(dtype), key.to(dtype), scale, exclusion, bound)
+        return backend(impl).pair_backward(matrix, LogSum(row, row_gradient), of_columns, saved, one_sweep, needs)
 
 
 @pair_lse_backward.register_fake
@@ -118,8 +123,7 @@ def _(query, key, scale, *rest):  # type: ignore[no-untyped-def]
 
 
 def _pair_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    query, key, scale, offset, period, query_ids, key_ids, keep_equal, _, *ctx.settings = inputs
-    ctx.offset, ctx.period, ctx.keep_equal = offset, period, keep_equal
+    query, key, scale, ctx.offset, ctx.period, query_ids, key_ids, ctx.keep_equal, _, *ctx.settings = inputs
     ctx.save_for_backward(query, key, scale, query_ids, key_ids, *output)
     ctx.set_materialize_grads(False)
 
@@ -131,8 +135,8 @@ def _pair_backward(ctx: Any, row_gradient: Tensor | None, column_gradient: Tenso
     row_gradient = torch.zeros_like(row) if row_gradient is None else row_gradient
     column_gradient = torch.zeros_like(column) if column_gradient is None else column_gradient
     needs = ctx.needs_input_grad[:3]
-    exclusion = (ctx.offset, ctx.period, query_ids, key_ids, ctx.keep_equal)
     sums = (row, column, saved, row_gradient, column_gradient)
+    exclusion = (ctx.offset, ctx.period, query_ids, key_ids, ctx.keep_equal)
     gradients = pair_lse_backward(query, key, scale, *sums, *exclusion, *ctx.settings, *needs)
     found = zip(gradients, (query, key, scale), needs, strict=True)
     return *(gradient.to(x.dtype) if needed else None for gradient, x, needed in found), *[None] * 10
@@ -158,16 +162,18 @@ def self_lse(
     dtype: torch.dtype,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp over the negatives of the rows of ``scale x diag(weight) x^T``, and what the backward reuses."""
+    """Log-sum-exp over the negatives of the rows of `scale x diag(weight) x^T`, and what the backward reuses."""
     exclusion = Exclusion(offset, period, ids, ids, keep_equal)
     with without_autocast(x):
-        return backend(impl).self_forward(*_both_sides(x, weight, dtype), scale, exclusion, bound)
+        return backend(impl).self_forward(_symmetric(x, weight, scale, exclusion, bound, dtype))
 
 
-def _both_sides(x: Tensor, weight: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The rows as queries and as keys; one tensor where nothing tells them apart."""
+def _symmetric(
+    x: Tensor, weight: Tensor | None, scale: Tensor, exclusion: Exclusion, bound: float, dtype: torch.dtype
+) -> Matrix:
+    """The matrix of one set; without a weight, queries and keys are one tensor."""
     key = x.to(dtype)
-    return key if weight is None else (x * weight).to(dtype), key
+    return Matrix(key if weight is None else (x * weight).to(dtype), key, scale, exclusion, bound)
 
 
 @self_lse.register_fake
@@ -194,11 +200,11 @@ def self_lse_backward(
     impl: str,
     needs_scale: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``scale (W + W^T) x``, from which the gradients of x and the weight follow row by row; that of the scale."""
+    """`scale (W + W^T) x`, from which the gradients of x and the weight follow row by row; that of the scale."""
     exclusion = Exclusion(offset, period, ids, ids, keep_equal)
-    rows, sums = _both_sides(x, weight, dtype), (row, saved, row_gradient)
     with without_autocast(x):
-        return backend(impl).self_backward(*rows, scale, *sums, exclusion, bound, needs_scale)
+        matrix = _symmetric(x, weight, scale, exclusion, bound, dtype)
+        return backend(impl).self_backward(matrix, LogSum(row, row_gradient), saved, needs_scale)
 
 
 @self_lse_backward.register_fake
@@ -207,7 +213,7 @@ def _(x, weight, scale, *rest):  # type: ignore[no-untyped-def]
 
 
 def _self_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    x, weight, scale, ctx.offset, ctx.period, ids, ctx.keep_equal, *ctx.settings = inputs
+    x, weight, scale, ctx.offset, ctx.period, ids, *ctx.settings = inputs
     ctx.save_for_backward(x, weight, scale, ids, *output)
     ctx.set_materialize_grads(False)
 
@@ -217,9 +223,8 @@ def _self_backward(ctx: Any, row_gradient: Tensor | None, _: Tensor | None) -> A
         return (None,) * 10
     x, weight, scale, ids, row, saved = ctx.saved_tensors
     needs_x, needs_weight, needs_scale = ctx.needs_input_grad[:3]
-    exclusion = (ctx.offset, ctx.period, ids, ctx.keep_equal)
     product, scale_gradient = self_lse_backward(
-        x, weight, scale, row, saved, row_gradient, *exclusion, *ctx.settings, needs_scale
+        x, weight, scale, row, saved, row_gradient, ctx.offset, ctx.period, ids, *ctx.settings, needs_scale
     )
     return (
         (product if weight is None else product * weight).to(x.dtype) if needs_x else None,
@@ -236,8 +241,8 @@ self_lse_backward.register_autograd(no_second_derivative)
 # --------------------------------------------------------------------------------------------------------- elementwise
 
 
-@torch.library.custom_op("ssl_heads::softplus_sum", mutates_args=())
-def softplus_sum(
+@torch.library.custom_op("ssl_heads::pair_softplus", mutates_args=())
+def pair_softplus(
     query: Tensor,
     key: Tensor,
     scale: Tensor,
@@ -251,17 +256,16 @@ def softplus_sum(
     impl: str,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``sum_ij softplus(scale <q_i, k_j> + bias)`` over negatives; on request its gradients, empty otherwise."""
+    """`sum_ij softplus(scale <q_i, k_j> + bias)` over negatives; on request its gradients, empty otherwise."""
     exclusion = Exclusion(offset, period, query_ids, key_ids, keep_equal)
     with without_autocast(query):
-        return backend(impl).softplus_sum(query.to(dtype), key.to(dtype), scale, bias, exclusion, gradient)
+        return backend(impl).softplus(Matrix(query.to(dtype), key.to(dtype), scale, exclusion), bias, gradient)
 
 
-@softplus_sum.register_fake
+@pair_softplus.register_fake
 def _(query, key, *rest):  # type: ignore[no-untyped-def]
-    if not rest[-1]:
-        return _empty(query), *(_empty(query, 0) for _ in range(4))
-    return _empty(query), *(_empty(query, *x.shape) for x in (query, key)), _empty(query, 1), _empty(query, 1)
+    shapes = (query.shape, key.shape, (1,), (1,)) if rest[-1] else ((0,),) * 4
+    return _empty(query), *(_empty(query, *shape) for shape in shapes)
 
 
 def _softplus_setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -280,4 +284,4 @@ def _softplus_backward(ctx: Any, upstream: Tensor | None, *others: Tensor | None
     return *((gradient * upstream).to(dtype) if needed else None for gradient, dtype, needed in found), *[None] * 8
 
 
-softplus_sum.register_autograd(_softplus_backward, setup_context=_softplus_setup)
+pair_softplus.register_autograd(_softplus_backward, setup_context=_softplus_setup)

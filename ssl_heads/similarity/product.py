@@ -1,6 +1,6 @@
 """Products of two tiles at the full rate of the processor.
 
-torch sends fp32 products on x86 to MKL, which picks its kernels by vendor: on a processor with AVX-512 that is not
+torch sends float32 products on x86 to MKL, which picks its kernels by vendor: on a processor with AVX-512 that is not
 from Intel it runs at less than half the rate that oneDNN reaches, which picks by instruction set. oneDNN ships in every
 torch for x86; its entry point is the operator that torch.compile uses for linear layers. Where it is missing, or for
 another dtype or device, the product is torch's own.
@@ -29,7 +29,7 @@ def _onednn(x: Tensor) -> bool:
 
 
 def matmul_nt(x: Tensor, y: Tensor) -> Tensor:
-    """``x y^T``: the inner products of rows."""
+    """`x y^T`: the inner products of rows."""
     if _onednn(x):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, y, None, "none", [], "")
         return product
@@ -37,7 +37,7 @@ def matmul_nt(x: Tensor, y: Tensor) -> Tensor:
 
 
 def accumulate(total: Tensor, weights: Tensor, x: Tensor) -> None:
-    """``total += weights x``."""
+    """`total += weights x`."""
     if _onednn(weights):
         total.add_(torch.ops.mkldnn._linear_pointwise(weights, x.mT, None, "none", [], ""))
     else:

@@ -1,10 +1,10 @@
 """Closed-form forward and backward over tiles: the matrix of similarities is never stored.
 
-All functions work on plain tensors of one dtype (fp32 or fp64). The passes are the backend "tiled", whose contract is
-`ssl_heads.similarity.backend.Backend`; below them the scale is already multiplied into the query.
+All functions work on plain tensors of one dtype (float32 or float64). The passes are the backend "tiled", see
+`ssl_heads.similarity.backend.Backend`; each multiplies the scale into the query first.
 
-One exponential a pair. With a common shift ``c``, ``e_ij = exp(S_ij - c)`` serves its row and its column, and no
-running maximum is needed. ``c`` is chosen so that no sum can overflow, given ``|S| <= bound``; whether something that
+One exponential a pair. With a common shift `c`, `e_ij = exp(S_ij - c)` serves its row and its column, and no
+running maximum is needed. `c` is chosen so that no sum can overflow, given `|S| <= bound`; whether something that
 matters underflowed is seen in the sums themselves (`is_exact`), and then the online path runs instead. The backward
 asks the same question of the saved log-sum-exp, so both passes are exact by construction.
 """
@@ -14,14 +14,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ssl_heads.similarity.backend import Needs
+from ssl_heads.similarity.backend import LogSum, Matrix, Needs
 from ssl_heads.similarity.dense import without_infinity
-from ssl_heads.similarity.exclusion import Exclusion
 from ssl_heads.similarity.product import accumulate, matmul_nt
 
 # The side of the largest square tile, by bytes an element: it stays in cache beside its operands. And the smallest, on
@@ -56,14 +54,14 @@ def tile_shape(rows: int, columns: int, dtype: torch.dtype) -> tuple[int, int]:
 
 
 def saved_shape(rows: int, columns: int, width: int, dtype: torch.dtype, one_sweep: bool) -> tuple[int, ...]:
-    """What the forward saves: the gradient of a single sweep, the exponentials of a single tile, or nothing."""
+    """The forward saves the gradient of a single sweep, the exponentials of a single tile, or nothing."""
     if one_sweep:
         return rows, width
     return (rows, columns) if is_one_tile(rows, columns, dtype) else (0,)
 
 
 def blocks(count: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of at most ``size`` rows."""
+    """Consecutive slices of at most `size` rows."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
@@ -82,19 +80,20 @@ def upper_triangle(count: int, side: int) -> Iterator[tuple[slice, slice]]:
             yield i, slice(start, min(start + side, count))
 
 
-# ---------------------------------------------------------------------------------------------------- the common shift
+# ------------------------------------------------------------------------------------------------------ one exponential
 
 
-def logit_bound(bound: float, query: Tensor, key: Tensor) -> float:
-    """The caller's bound, or ``max_i |q_i| * max_j |k_j| >= max_ij |S_ij|`` where that waits for no device."""
-    if math.isfinite(bound) or query.device.type != "cpu":
-        return bound
-    room_for_rounding = 1.001
-    return room_for_rounding * float(query.norm(dim=1).max()) * float(key.norm(dim=1).max())
+def scaled(matrix: Matrix) -> Matrix:
+    """The same matrix with the scale in the query, and with a bound where finding one waits for no device."""
+    query, bound = matrix.query * matrix.scale, matrix.bound
+    if not math.isfinite(bound) and query.device.type == "cpu":
+        # max_i |q_i| * max_j |k_j| >= max_ij |S_ij|, with room for rounding
+        bound = 1.001 * float(query.norm(dim=1).max()) * float(matrix.key.norm(dim=1).max())
+    return Matrix(query, matrix.key, 1.0, matrix.exclusion, bound)
 
 
 def common_shift(bound: float, count: int, dtype: torch.dtype) -> float:
-    """The smallest shift with which ``count`` exponentials of logits below ``bound`` cannot overflow."""
+    """The smallest shift with which `count` exponentials of logits below `bound` cannot overflow."""
     return max(0.0, bound - (math.log(torch.finfo(dtype).max) - math.log(count) - 1.0))
 
 
@@ -109,54 +108,23 @@ def is_exact(log_sum: Tensor, shift: float, bound: float, count: int) -> bool:
     return smallest - shift > math.log(info.tiny * count / info.eps) and largest < math.inf
 
 
-def inverse_sum(gradient: Tensor, log_sum: Tensor, shift: float) -> Tensor:
-    """``g_i exp(c - lse_i)``: what a tile of ``exp(S - c)`` is multiplied by; zero for a row without negatives."""
-    return torch.exp(shift - log_sum).nan_to_num_(nan=math.nan, posinf=0.0).mul_(gradient)
+def exponentials(matrix: Matrix, i: slice, j: slice, shift: float) -> Tensor:
+    """`exp(S_ij - c)` of one tile, zero where a pair is left out."""
+    tile = matmul_nt(matrix.query[i], matrix.key[j])
+    if shift:
+        tile.sub_(shift)
+    return matrix.exclusion.fill_(tile.exp_(), i, j, 0.0)
 
 
-# ----------------------------------------------------------------------------------------------------------- two sets
+def logits(matrix: Matrix, i: slice, j: slice) -> Tensor:
+    """`S_ij` of one tile, `-inf` where a pair is left out."""
+    return matrix.exclusion.fill_(matmul_nt(matrix.query[i], matrix.key[j]), i, j, -torch.inf)
 
 
-def pair_forward(
-    query: Tensor,
-    key: Tensor,
-    scale: Tensor | float,
-    exclusion: Exclusion,
-    columns: bool,
-    one_sweep: bool,
-    bound: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp of all rows, and of all columns on request (else an empty tensor).
-
-    The third result is for the backward: the exponentials of a matrix that is one small tile, or the gradient of the
-    query where nothing else will need one.
-    """
-    query = query * scale
-    bound = logit_bound(bound, query, key)
-    if one_sweep:
-        row, mean_key = _attend(query, key, exclusion, bound)
-        return row, row.new_empty(0), mean_key
-    n, m = query.shape[0], key.shape[0]
-    count = max(n, m)
-    if math.isfinite(bound):
-        shift = common_shift(bound, count, query.dtype)
-        row, column = query.new_zeros(n), query.new_zeros(m if columns else 0)
-        for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
-            e = exponentials(query, key, i, j, shift, exclusion)
-            row[i] += e.sum(1)
-            if columns:
-                column[j] += e.sum(0)
-        row.log_().add_(shift)
-        column.log_().add_(shift)
-        if is_exact(row, shift, bound, count) and (not columns or is_exact(column, shift, bound, count)):
-            return row, column, e if n * m > 0 and is_one_tile(n, m, query.dtype) else nothing_saved(query, key)
-    return *_pair_online(query, key, exclusion, columns), nothing_saved(query, key)
-
-
-def nothing_saved(query: Tensor, key: Tensor) -> Tensor:
+def nothing_saved(matrix: Matrix) -> Tensor:
     """A NaN placeholder where the forward took the online path and there is no tile to reuse."""
-    shape = saved_shape(query.shape[0], key.shape[0], query.shape[1], query.dtype, one_sweep=False)
-    return query.new_full(shape, math.nan)
+    (n, d), m = matrix.query.shape, matrix.key.shape[0]
+    return matrix.query.new_full(saved_shape(n, m, d, matrix.query.dtype, one_sweep=False), math.nan)
 
 
 def has_tile(saved: Tensor) -> bool:
@@ -164,64 +132,87 @@ def has_tile(saved: Tensor) -> bool:
     return saved.numel() > 0 and not saved[0, 0].isnan()
 
 
-def exponentials(query: Tensor, key: Tensor, i: slice, j: slice, shift: float, exclusion: Exclusion) -> Tensor:
-    """``exp(S_ij - c)`` of one tile, zero where a pair is left out."""
-    s = matmul_nt(query[i], key[j])
-    if shift:
-        s.sub_(shift)
-    return exclusion.fill_(s.exp_(), i, j, 0.0)
+# ----------------------------------------------------------------------------------------------------------- two sets
 
 
-def _pair_online(query: Tensor, key: Tensor, exclusion: Exclusion, columns: bool) -> tuple[Tensor, Tensor]:
-    n, m = query.shape[0], key.shape[0]
-    row, column = query.new_full((n,), -torch.inf), query.new_full((m if columns else 0,), -torch.inf)
-    for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
-        s = exclusion.fill_(matmul_nt(query[i], key[j]), i, j, -torch.inf)
-        row[i] = torch.logaddexp(row[i], s.logsumexp(1))
+def pair_forward(matrix: Matrix, columns: bool, one_sweep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exp of all rows, and of all columns on request (else an empty tensor).
+
+    The third result is for the backward: the exponentials of a matrix that is one small tile, or the gradient of the
+    query where nothing else will need one.
+    """
+    matrix = scaled(matrix)
+    if one_sweep:
+        row, mean_key = _attend(matrix)
+        return row, row.new_empty(0), mean_key
+    n, m, dtype = matrix.query.shape[0], matrix.key.shape[0], matrix.query.dtype
+    count = max(n, m)
+    if math.isfinite(matrix.bound):
+        shift = common_shift(matrix.bound, count, dtype)
+        row, column = matrix.query.new_zeros(n), matrix.query.new_zeros(m if columns else 0)
+        for i, j in tiles(n, m, tile_shape(n, m, dtype)):
+            e = exponentials(matrix, i, j, shift)
+            row[i] += e.sum(1)
+            if columns:
+                column[j] += e.sum(0)
+        row.log_().add_(shift)
+        column.log_().add_(shift)
+        if is_exact(row, shift, matrix.bound, count) and (not columns or is_exact(column, shift, matrix.bound, count)):
+            return row, column, e if n * m > 0 and is_one_tile(n, m, dtype) else nothing_saved(matrix)
+    return *_pair_online(matrix, columns), nothing_saved(matrix)
+
+
+def _pair_online(matrix: Matrix, columns: bool) -> tuple[Tensor, Tensor]:
+    n, m = matrix.query.shape[0], matrix.key.shape[0]
+    row, column = matrix.query.new_full((n,), -torch.inf), matrix.query.new_full((m if columns else 0,), -torch.inf)
+    for i, j in tiles(n, m, tile_shape(n, m, matrix.query.dtype)):
+        tile = logits(matrix, i, j)
+        row[i] = torch.logaddexp(row[i], tile.logsumexp(1))
         if columns:
-            column[j] = torch.logaddexp(column[j], s.logsumexp(0))
+            column[j] = torch.logaddexp(column[j], tile.logsumexp(0))
     return row, column
 
 
-class LogSum(NamedTuple):
-    """A log-sum-exp and its upstream gradient, of all rows or of all columns."""
-
-    value: Tensor
-    gradient: Tensor
+def _attend(matrix: Matrix) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of the rows and its gradient `sum_j exp(S_ij - row_i) k_j`, in one sweep over the keys."""
+    n, m = matrix.query.shape[0], matrix.key.shape[0]
+    if math.isfinite(matrix.bound):
+        # the largest product of a weight and an element of a key: their sums must not overflow
+        bound = matrix.bound + math.log(max(1.0, float(matrix.key.abs().max())))
+        shift = common_shift(bound, m, matrix.query.dtype)
+        row, mean_key = matrix.query.new_zeros(n), matrix.query.new_zeros(matrix.query.shape)
+        for i, j in tiles(n, m, tile_shape(n, m, matrix.query.dtype)):
+            e = exponentials(matrix, i, j, shift)
+            row[i] += e.sum(1)
+            accumulate(mean_key[i], e, matrix.key[j])
+        row.log_().add_(shift)
+        if is_exact(row, shift, matrix.bound, m):
+            return row, mean_key.mul_(torch.exp(shift - without_infinity(row))[:, None])
+    row = _pair_online(matrix, columns=False)[0]
+    weights = PairWeights(matrix, LogSum(row, torch.ones_like(row)), None)
+    return row, _weighted_sums(weights, matrix.query, row.new_empty(0), of_query=True, of_key=False)[0]
 
 
 def pair_backward(
-    query: Tensor,
-    key: Tensor,
-    scale: Tensor | float,
-    row: Tensor,
-    column: Tensor,
-    saved: Tensor,
-    row_gradient: Tensor,
-    column_gradient: Tensor,
-    exclusion: Exclusion,
-    one_sweep: bool,
-    bound: float,
-    needs: Needs,
+    matrix: Matrix, row: LogSum, column: LogSum | None, saved: Tensor, one_sweep: bool, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``scale W k``, ``scale W^T q`` and ``sum_ij W_ij <q_i, k_j>``; empty where not needed."""
+    """`scale W k`, `scale W^T q` and `sum_ij W_ij <q_i, k_j>`; empty where not needed."""
     if one_sweep:
-        by_query, by_key = saved * row_gradient[:, None], key.new_empty(0)
+        by_query, by_key = saved * row.gradient[:, None], matrix.key.new_empty(0)
     else:
-        by_column = LogSum(column, column_gradient) if column.numel() > 0 else None
-        weights = PairWeights(LogSum(row, row_gradient), by_column, exclusion, bound, query * scale, key)
         of_query = needs.query or (needs.scale and not needs.key)
-        by_query, by_key = _weighted_sums(weights, query, saved, of_query, needs.key)
-    side, gradient = (query, by_query) if by_query.numel() > 0 else (key, by_key)
-    by_scale = (side * gradient).sum().reshape(1) if needs.scale else query.new_zeros(1)
-    return by_query.mul_(scale) if needs.query else query.new_empty(0), by_key.mul_(scale), by_scale
+        weights = PairWeights(scaled(matrix), row, column)
+        by_query, by_key = _weighted_sums(weights, matrix.query, saved, of_query, needs.key)
+    side, gradient = (matrix.query, by_query) if by_query.numel() > 0 else (matrix.key, by_key)
+    by_scale = (side * gradient).sum().reshape(1) if needs.scale else row.value.new_zeros(1)
+    return by_query.mul_(matrix.scale) if needs.query else row.value.new_empty(0), by_key.mul_(matrix.scale), by_scale
 
 
 def _weighted_sums(
     weights: PairWeights, query: Tensor, saved: Tensor, of_query: bool, of_key: bool
 ) -> tuple[Tensor, Tensor]:
-    """``W k`` and ``W^T q``."""
-    key, unit = weights.key, weights.unit
+    """`W k` and `W^T q`, the query without the scale."""
+    key, unit = weights.matrix.key, weights.unit
     n, m = query.shape[0], key.shape[0]
     if weights.one_exponential and has_tile(saved):
         w = weights.of_tile(saved)
@@ -243,33 +234,32 @@ def _weighted_sums(
 class PairWeights:
     """The gradient with respect to the logits, tile by tile, in units of the largest upstream gradient.
 
-    Upstream gradients carry the small factor ``1 - p`` of a loss that is nearly solved; in their own unit all weights
-    that count beside the largest stay clear of underflow. Without a column part, ``column`` is None; over one set, it
-    is the row part.
+    Upstream gradients carry the small factor `1 - p` of a loss that is nearly solved; in their own unit all weights
+    that count beside the largest stay clear of underflow. Without a column part, `column` is None; over one set, the
+    row part is passed for both.
     """
 
-    def __init__(
-        self, row: LogSum, column: LogSum | None, exclusion: Exclusion, bound: float, query: Tensor, key: Tensor
-    ) -> None:
-        self.query, self.key = query, key
-        bound, count = logit_bound(bound, query, key), max(query.shape[0], key.shape[0])
+    def __init__(self, matrix: Matrix, row: LogSum, column: LogSum | None) -> None:
+        self.matrix = matrix
+        count = max(matrix.query.shape[0], matrix.key.shape[0])
         parts = [row] if column is None or column is row else [row, column]
         self.unit = functools.reduce(torch.maximum, [part.gradient.abs().max() for part in parts]).clamp_min(TINY)
-        self.exclusion = exclusion
-        self.shift = common_shift(bound, count, row.value.dtype) if math.isfinite(bound) else 0.0
-        self.one_exponential = all(is_exact(part.value, self.shift, bound, count) for part in parts)
+        self.shift = common_shift(matrix.bound, count, row.value.dtype) if math.isfinite(matrix.bound) else 0.0
+        self.one_exponential = all(is_exact(part.value, self.shift, matrix.bound, count) for part in parts)
         form = self._common if self.one_exponential else self._online
         self.row = form(row)
         self.column = self.row if column is row else None if column is None else form(column)
 
     def _common(self, part: LogSum) -> LogSum:
-        return LogSum(part.value, inverse_sum(part.gradient / self.unit, part.value, self.shift))
+        """`g_i exp(c - lse_i)`: the factor of `exp(S - c)`; zero for a row without negatives."""
+        factor = torch.exp(self.shift - part.value).nan_to_num_(nan=math.nan, posinf=0.0)
+        return LogSum(part.value, factor.mul_(part.gradient / self.unit))
 
     def _online(self, part: LogSum) -> LogSum:
         return LogSum(without_infinity(part.value), part.gradient / self.unit)
 
     def sums(self, i: slice, j: slice) -> Tensor:
-        """What the common exponentials of a tile are multiplied by."""
+        """The factors of the common exponentials of a tile."""
         rows = self.row.gradient[i, None]
         return rows if self.column is None else rows + self.column.gradient[j]
 
@@ -281,55 +271,41 @@ class PairWeights:
     def __call__(self, i: slice, j: slice) -> Tensor:
         """The weights of one tile."""
         if self.one_exponential:
-            return exponentials(self.query, self.key, i, j, self.shift, self.exclusion).mul_(self.sums(i, j))
-        s = self.exclusion.fill_(matmul_nt(self.query[i], self.key[j]), i, j, -torch.inf)
+            return exponentials(self.matrix, i, j, self.shift).mul_(self.sums(i, j))
+        tile = logits(self.matrix, i, j)
         by_column = None
         if self.column is not None:
-            by_column = torch.exp(s - self.column.value[j]).mul_(self.column.gradient[j])
-        by_row = s.sub_(self.row.value[i, None]).exp_().mul_(self.row.gradient[i, None])
+            by_column = torch.exp(tile - self.column.value[j]).mul_(self.column.gradient[j])
+        by_row = tile.sub_(self.row.value[i, None]).exp_().mul_(self.row.gradient[i, None])
         return by_row if by_column is None else by_row.add_(by_column)
 
 
 # ------------------------------------------------------------------------------------- one set: the matrix is symmetric
 
 
-def self_forward(
-    query: Tensor, key: Tensor, scale: Tensor, exclusion: Exclusion, bound: float
-) -> tuple[Tensor, Tensor]:
+def self_forward(matrix: Matrix) -> tuple[Tensor, Tensor]:
     """Log-sum-exp of the rows of a symmetric S; a tile above the diagonal serves its rows and its columns.
 
     A batch that fits into one small tile also gives that tile of exponentials, for the backward to reuse.
     """
-    query, n = query * scale, query.shape[0]
-    bound = logit_bound(bound, query, key)
-    if math.isfinite(bound):
-        shift = common_shift(bound, n, key.dtype)
-        row = key.new_zeros(n)
-        for i, j in upper_triangle(n, tile_side(n, key.dtype)):
-            e = exponentials(query, key, i, j, shift, exclusion)
+    matrix, n, dtype = scaled(matrix), matrix.key.shape[0], matrix.key.dtype
+    if math.isfinite(matrix.bound):
+        shift = common_shift(matrix.bound, n, dtype)
+        row = matrix.key.new_zeros(n)
+        for i, j in upper_triangle(n, tile_side(n, dtype)):
+            e = exponentials(matrix, i, j, shift)
             row[i] += e.sum(1)
             if i != j:
                 row[j] += e.sum(0)
         row.log_().add_(shift)
-        if is_exact(row, shift, bound, n):
-            return row, e if n > 0 and is_one_tile(n, n, key.dtype) else nothing_saved(query, key)
-    return _pair_online(query, key, exclusion, columns=False)[0], nothing_saved(query, key)
+        if is_exact(row, shift, matrix.bound, n):
+            return row, e if n > 0 and is_one_tile(n, n, dtype) else nothing_saved(matrix)
+    return _pair_online(matrix, columns=False)[0], nothing_saved(matrix)
 
 
-def self_backward(
-    query: Tensor,
-    key: Tensor,
-    scale: Tensor,
-    row: Tensor,
-    saved: Tensor,
-    row_gradient: Tensor,
-    exclusion: Exclusion,
-    bound: float,
-    needs_scale: bool,
-) -> tuple[Tensor, Tensor]:
-    """``scale A k`` with the symmetric ``A_ij = g_i exp(S_ij - row_i) + g_j exp(S_ij - row_j)``."""
-    both = LogSum(row, row_gradient)
-    weights = PairWeights(both, both, exclusion, bound, query * scale, key)
+def self_backward(matrix: Matrix, row: LogSum, saved: Tensor, needs_scale: bool) -> tuple[Tensor, Tensor]:
+    """`scale A k` with the symmetric `A_ij = g_i exp(S_ij - row_i) + g_j exp(S_ij - row_j)`."""
+    weights, key = PairWeights(scaled(matrix), row, row), matrix.key
     if weights.one_exponential and has_tile(saved):
         product = matmul_nt(weights.of_tile(saved), key.mT)
     else:
@@ -340,53 +316,29 @@ def self_backward(
             if i != j:
                 accumulate(product[j], a.t(), key[i])
     product.mul_(weights.unit)
-    by_scale = (query * product).sum().reshape(1) / 2 if needs_scale else key.new_zeros(1)
-    return product.mul_(scale), by_scale
-
-
-# ----------------------------------------------------------------------------------------- keys that need no gradient
-
-
-def _attend(query: Tensor, key: Tensor, exclusion: Exclusion, bound: float) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp of the rows and its gradient ``sum_j exp(S_ij - row_i) k_j``, in one sweep over the keys."""
-    n, m = query.shape[0], key.shape[0]
-    if math.isfinite(bound):
-        # The weighted keys are summed with the weights: what cannot overflow is their product.
-        room = bound + math.log(max(1.0, float(key.abs().max())))
-        shift = common_shift(room, m, query.dtype)
-        row, mean_key = query.new_zeros(n), query.new_zeros(query.shape)
-        for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
-            e = exponentials(query, key, i, j, shift, exclusion)
-            row[i] += e.sum(1)
-            accumulate(mean_key[i], e, key[j])
-        row.log_().add_(shift)
-        if is_exact(row, shift, bound, m):
-            return row, mean_key.mul_(torch.exp(shift - without_infinity(row))[:, None])
-    row = _pair_online(query, key, exclusion, columns=False)[0]
-    weights = PairWeights(LogSum(row, torch.ones_like(row)), None, exclusion, math.inf, query, key)
-    return row, _weighted_sums(weights, query, row.new_empty(0), of_query=True, of_key=False)[0]
+    by_scale = (matrix.query * product).sum().reshape(1) / 2 if needs_scale else key.new_zeros(1)
+    return product.mul_(matrix.scale), by_scale
 
 
 # --------------------------------------------------------------------------------------------------------- elementwise
 
 
-def softplus_sum(
-    query: Tensor, key: Tensor, scale: Tensor | float, bias: Tensor, exclusion: Exclusion, gradient: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``sum_ij softplus(S_ij + b)`` over negatives and its gradients of query, key, scale and b, in one pass."""
+def softplus(matrix: Matrix, bias: Tensor, gradient: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`sum_ij log(1 + exp(S_ij + b))` over negatives and its gradients of query, key, scale and b, in one pass."""
+    query, key = matrix.query, matrix.key
     n, m = query.shape[0], key.shape[0]
     total, by_bias = query.new_zeros(()), query.new_zeros(1 if gradient else 0)
     by_query = query.new_zeros(query.shape) if gradient else query.new_empty(0)
     by_key = key.new_zeros(key.shape) if gradient else key.new_empty(0)
     for i, j in tiles(n, m, tile_shape(n, m, query.dtype)):
-        s = exclusion.fill_(matmul_nt(query[i] * scale, key[j]).add_(bias), i, j, -torch.inf)
-        total += torch.nn.functional.softplus(s, threshold=40).sum()
+        tile = matrix.exclusion.fill_(matmul_nt(query[i] * matrix.scale, key[j]).add_(bias), i, j, -torch.inf)
+        total += torch.nn.functional.softplus(tile, threshold=40).sum()
         if gradient:
-            p = s.sigmoid_()
+            p = tile.sigmoid_()
             by_bias += p.sum()
             accumulate(by_query[i], p, key[j])
             accumulate(by_key[j], p.t(), query[i])
     if not gradient:
         return total, by_query, by_key, query.new_empty(0), by_bias
     by_scale = (query * by_query).sum().reshape(1)
-    return total, by_query.mul_(scale), by_key.mul_(scale), by_scale, by_bias
+    return total, by_query.mul_(matrix.scale), by_key.mul_(matrix.scale), by_scale, by_bias

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
 
 from ssl_heads import functional
 from ssl_heads.similarity import Exclusion, tiled
+from ssl_heads.similarity.backend import LogSum, Matrix
 from tests.checks import assert_gradient_close, relative_error
 
 
@@ -25,17 +24,19 @@ def value_and_gradient(loss: object, x: Tensor) -> tuple[Tensor, Tensor]:
 def test_a_tile_that_a_fallback_did_not_save_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward disagree about the path: the backward may not touch what the forward never wrote."""
     x = torch.nn.functional.normalize(torch.randn(200, 16))
-    scale, exclusion = torch.tensor([20.0]), Exclusion.modulo(100)
-    exact_row, _ = tiled.self_forward(x, x, scale, exclusion, 20.1)
+    matrix = Matrix(x, x, torch.tensor([20.0]), Exclusion.modulo(100), 20.1)
+    exact_row, _ = tiled.self_forward(matrix)
     gradient = torch.rand(200)
     with monkeypatch.context() as patch:
         patch.setattr(tiled, "is_exact", lambda *_: False)
-        row, saved = tiled.self_forward(x, x, scale, exclusion, 20.1)
+        row, saved = tiled.self_forward(matrix)
     assert saved.shape == (200, 200)
     assert relative_error(row, exact_row) < 1e-6
-    product, _ = tiled.self_backward(x, x, scale, row, saved, gradient, exclusion, 20.1, False)
-    double = (y.double() for y in (x, x, scale, row, torch.empty(0), gradient))
-    assert_gradient_close(product, tiled.self_backward(*double, exclusion, math.inf, False)[0], 1e-5)
+    product, _ = tiled.self_backward(matrix, LogSum(row, gradient), saved, needs_scale=False)
+    exact = Matrix(x.double(), x.double(), 20.0, matrix.exclusion)
+    of_rows = LogSum(row.double(), gradient.double())
+    expected, _ = tiled.self_backward(exact, of_rows, torch.empty(0), needs_scale=False)
+    assert_gradient_close(product, expected, 1e-5)
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -45,16 +45,14 @@ CALLS = {
         lambda: (transposed(N), transposed(M), number(), *diagonal, None, None, False, True, False, inf, f64, tiles),
         lambda: (rows(N), rows(M, False), number(), *nothing, None, None, False, False, True, inf, f64, tiles),
         lambda: (rows(N), rows(M, False), number(False), *diagonal, IDS, KEY_IDS, False, False, True, inf, f64, tiles),
-        lambda: (rows(N), rows(M), number(), *diagonal, IDS, KEY_IDS, False, True, False, inf, f64, "dense"),
     ],
     "self_lse": [
         lambda: (rows(N), vector(D).requires_grad_(), number(), *modulo, None, False, inf, f64, tiles),
         lambda: (rows(N), vector(D), number(False), *modulo, None, False, inf, f64, tiles),
         lambda: (rows(N, False), vector(D).requires_grad_(), number(), *diagonal, IDS, True, inf, f64, tiles),
         lambda: (transposed(N), None, number(), *modulo, IDS, False, inf, f64, tiles),
-        lambda: (rows(N), None, number(), *modulo, IDS, False, inf, f64, "dense"),
     ],
-    "softplus_sum": [
+    "pair_softplus": [
         lambda: (rows(N), rows(M), number(), number(), *diagonal, None, None, False, f64, tiles, True),
         lambda: (rows(N, False), rows(M, False), *[number(False)] * 2, *diagonal, None, None, False, f64, tiles, False),
         lambda: (transposed(N), rows(M), number(), number(), *nothing, IDS, KEY_IDS, False, f64, tiles, True),
@@ -67,7 +65,7 @@ every_call = pytest.mark.parametrize(
 )
 # They return their gradients beside the value, which opcheck would differentiate as if they were results. What it tests
 # there, a compiled backward pass with and without static shapes, the loss modules' tests do through the value.
-CARRY_GRADIENTS = ("softplus_sum",)
+CARRY_GRADIENTS = ("pair_softplus",)
 WITHOUT_BACKWARD = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
@@ -122,8 +120,8 @@ def test_a_second_derivative_says_what_to_do(name: str) -> None:
 
 def test_a_gradient_of_the_gradients_it_carries_is_refused() -> None:
     """Outputs beside the value serve the backward pass; nobody may differentiate them."""
-    arguments = CALLS["softplus_sum"][0]()
-    carried = operators.softplus_sum(*arguments)[1]
+    arguments = CALLS["pair_softplus"][0]()
+    carried = operators.pair_softplus(*arguments)[1]
     with pytest.raises(RuntimeError, match='no second derivative; pass impl="dense"'):
         torch.autograd.grad(carried.sum(), arguments[0])
 

@@ -91,7 +91,7 @@ class Allocations(TorchDispatchMode):
         return result
 
 
-PASSES = ("pair_forward", "pair_backward", "self_forward", "self_backward", "softplus_sum")
+PASSES = ("pair_forward", "pair_backward", "self_forward", "self_backward", "softplus")
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> Allocations:

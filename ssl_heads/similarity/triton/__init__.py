@@ -1,6 +1,6 @@
 """Fused kernels for CUDA and ROCm devices.
 
-Importing this package imports nothing else. Its modules import Triton, so the engine imports them when a call needs
-them: ``backend`` is what the engine calls; ``forward``, ``backward`` and ``rowwise`` prepare and launch on the host;
-``kernels`` is Triton's language.
+Importing this package imports nothing else. `backend` is what the engine calls, when a call needs it: `forward` and
+`backward` prepare and launch on the host, with `arguments` and the tiles of `configurations`; `kernels` is Triton's
+language.
 """

@@ -2,20 +2,25 @@
 
 Nothing on the host side of the kernels waits for the device. Buffers are allocated by shape, choices are made from
 shapes, dtypes and device properties, and every sum has a fixed order: two runs are bitwise equal, and a CUDA graph can
-capture them.
+capture them. Triton launches on the current device, so each launch makes the tensors' device the current one.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
+from ssl_heads.similarity.backend import Matrix
 from ssl_heads.similarity.exclusion import Exclusion
-from ssl_heads.similarity.triton.configurations import WIDE, WIDTHS, Kernel, Precision, Tile, padded_width
-from ssl_heads.similarity.triton.device import INTERPRETED, architecture, multiprocessors, require_device, tile_for
-from ssl_heads.similarity.triton.kernels import tile as kernel_tile
+from ssl_heads.similarity.triton import kernels
+from ssl_heads.similarity.triton.configurations import Tile, padded_width
+
+INTERPRETED = not isinstance(kernels.load_rows, triton.JITFunction)
+"""Whether Triton was imported with TRITON_INTERPRET=1: kernels then run on the CPU, slowly, for tests."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # exp(S) of |S| <= 64 neither overflows in a float32 sum of 10^10 terms nor underflows, in itself or as an inverse.
@@ -23,11 +28,20 @@ LARGEST_EXACT_BOUND = 64.0
 # Partial results of one launch.
 PARTIAL_BYTES = 64 << 20
 
-ONLINE, BOUNDED, SOFTPLUS = kernel_tile.ONLINE.value, kernel_tile.BOUNDED.value, kernel_tile.SOFTPLUS.value
+ONLINE, BOUNDED, SOFTPLUS = kernels.ONLINE.value, kernels.BOUNDED.value, kernels.SOFTPLUS.value
 
 
-class Matrix(NamedTuple):
-    """Everything that defines S, and how it is reduced; the same fields where rows are queries or, transposed, keys."""
+def require_device(x: Tensor) -> None:
+    """Raise `ValueError` for a tensor that the kernels cannot run on."""
+    if x.device.type != "cuda" and not INTERPRETED:
+        raise ValueError(
+            f'impl="triton" needs CUDA or ROCm tensors and got one on {x.device}: move the embeddings to a GPU, '
+            'or pass impl="auto" or impl="tiled" (for tests, TRITON_INTERPRET=1 set before the import runs on the CPU)'
+        )
+
+
+class KernelMatrix(NamedTuple):
+    """S as the kernels take it, and how it is reduced; the same fields where rows are queries or, transposed, keys."""
 
     q: Tensor
     k: Tensor
@@ -36,43 +50,20 @@ class Matrix(NamedTuple):
     exclusion: Exclusion
     reduction: int
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns of S."""
-        return self.q.shape[0], self.k.shape[0]
-
-    @property
-    def width(self) -> int:
-        """Features of the padded buffers."""
-        return self.q.shape[1]
-
-    def transposed(self) -> Matrix:
+    def transposed(self) -> KernelMatrix:
         """S^T."""
         offset, period, query_ids, key_ids, keep_equal = self.exclusion
         exclusion = Exclusion(-offset, period, key_ids, query_ids, keep_equal)
         return self._replace(q=self.k, k=self.q, exclusion=exclusion)
 
 
-def softmax_matrix(query: Tensor, key: Tensor, scale: Tensor | float, exclusion: Exclusion, bound: float) -> Matrix:
-    """S for a log-sum-exp: one exponential without a shift where ``|S| <= bound`` makes it exact."""
-    scale = _number(scale, query)
-    reduction = BOUNDED if bound <= LARGEST_EXACT_BOUND else ONLINE
-    return Matrix(*_aligned_rows(query, key), scale, scale, _contiguous(exclusion), reduction)
+def kernel_matrix(matrix: Matrix, bias: Tensor | None = None) -> KernelMatrix:
+    """S for a log-sum-exp, or with a bias for a sum of softplus.
 
-
-def softplus_matrix(query: Tensor, key: Tensor, scale: Tensor | float, bias: Tensor, exclusion: Exclusion) -> Matrix:
-    """S for a sum of ``softplus(S + bias)``."""
-    numbers = _number(scale, query), _number(bias, query)
-    return Matrix(*_aligned_rows(query, key), *numbers, _contiguous(exclusion), SOFTPLUS)
-
-
-def _number(value: Tensor | float, like: Tensor) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.detach().float().reshape(1)
-    return torch.full((1,), value, dtype=torch.float32, device=like.device)
-
-
-def _aligned_rows(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    Raises:
+        ValueError: If a tensor is on a CPU, or the rows are of other dtypes or of widths that differ.
+    """
+    query, key, scale, exclusion, bound = matrix
     require_device(query)
     if query.dtype not in DTYPES or query.dtype != key.dtype:
         raise ValueError(
@@ -82,51 +73,64 @@ def _aligned_rows(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     if query.dim() != 2 or key.dim() != 2 or query.shape[1] != key.shape[1]:
         raise ValueError(f"query (n, d) and key (m, d) share d; got {tuple(query.shape)} and {tuple(key.shape)}")
     q = aligned(query)
-    return q, q if key is query else aligned(key)
+    k = q if key is query else aligned(key)
+    if not isinstance(scale, Tensor):
+        scale = torch.full((1,), scale, device=q.device)
+    if exclusion.query_ids is not None and exclusion.key_ids is not None:
+        exclusion = exclusion.with_ids(
+            exclusion.query_ids.contiguous(), exclusion.key_ids.contiguous(), exclusion.keep_equal
+        )
+    scale = scale.detach().float().reshape(1)
+    if bias is not None:
+        return KernelMatrix(q, k, scale, bias.detach().float().reshape(1), exclusion, SOFTPLUS)
+    # one exponential without a shift where the bound makes it exact
+    return KernelMatrix(q, k, scale, scale, exclusion, BOUNDED if bound <= LARGEST_EXACT_BOUND else ONLINE)
 
 
 def aligned(x: Tensor) -> Tensor:
-    """``x`` itself if the kernels can read it, else a copy with zero-padded features and 16-byte aligned rows."""
+    """`x` itself if the kernels can read it, else a copy with zero-padded features and 16-byte aligned rows."""
     if INTERPRETED and x.dtype == torch.bfloat16:
         x = x.float()  # the interpreter has no bfloat16 arithmetic; the values are rounded already
     rows, width = x.shape
-    readable = x.stride(1) == 1 and x.stride(0) % 16 == 0 and x.data_ptr() % 16 == 0
-    if readable and width == padded_width(width):
+    padded = padded_width(width)
+    if width == padded and x.stride(1) == 1 and x.stride(0) % 16 == 0 and x.data_ptr() % 16 == 0:
         return x
-    buffer = x.new_zeros(rows, padded_width(width))
+    buffer = x.new_zeros(rows, padded)
     buffer[:, :width] = x
     return buffer
 
 
-def _contiguous(exclusion: Exclusion) -> Exclusion:
-    if exclusion.query_ids is None or exclusion.key_ids is None:
-        return exclusion
-    return exclusion._replace(query_ids=exclusion.query_ids.contiguous(), key_ids=exclusion.key_ids.contiguous())
-
-
-def table_tile(kernel: Kernel, matrix: Matrix) -> Tile | None:
-    """The entry of the table of configurations, or None where a gradient goes through panels."""
-    precision: Precision = "float" if matrix.q.dtype == torch.float32 else "half"
-    width = matrix.width if matrix.width in WIDTHS else WIDE
-    return tile_for(architecture(matrix.q.device), kernel, precision, width)
-
-
-def _dot_precision() -> str:
-    """How float32 products use the tensor cores: three tf32 products unless the user allows one."""
+def matrix_arguments(matrix: KernelMatrix, tile: Tile) -> dict[str, object]:
+    """The arguments that all tile kernels share."""
     exact = torch.get_float32_matmul_precision() == "highest"
-    if torch.version.hip is not None:
-        return "ieee" if exact else "tf32"
-    return "tf32x3" if exact else "tf32"
+    return {
+        "q_ptr": matrix.q,
+        "k_ptr": matrix.k,
+        "scale_ptr": matrix.scale,
+        "bias_ptr": matrix.bias,
+        "N": len(matrix.q),
+        "M": len(matrix.k),
+        "q_stride": matrix.q.stride(0),
+        "k_stride": matrix.k.stride(0),
+        "REDUCTION": matrix.reduction,
+        "WIDTH": matrix.q.shape[1],
+        "BLOCK_M": tile.rows,
+        "BLOCK_N": tile.columns,
+        # float32 products on tensor cores: three tf32 products unless the user allows one
+        "PRECISION": "tf32" if not exact else "tf32x3" if torch.version.hip is None else "ieee",
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+        **_exclusion_arguments(matrix, tile),
+    }
 
 
-def _exclusion_arguments(matrix: Matrix, tile: Tile) -> dict[str, object]:
+def _exclusion_arguments(matrix: KernelMatrix, tile: Tile) -> dict[str, object]:
     offset, period, query_ids, key_ids, keep_equal = matrix.exclusion
-    diagonal = kernel_tile.NO_DIAGONAL
+    diagonal, ids = kernels.NO_DIAGONAL, kernels.NO_IDS
     if period > 0:
-        diagonal = kernel_tile.ONE_DIAGONAL if period >= tile.rows + tile.columns else kernel_tile.MANY_DIAGONALS
-    ids = kernel_tile.NO_IDS
+        diagonal = kernels.ONE_DIAGONAL if period >= tile.rows + tile.columns else kernels.MANY_DIAGONALS
     if query_ids is not None:
-        ids = kernel_tile.LEAVE_OUT_DIFFERENT if keep_equal else kernel_tile.LEAVE_OUT_EQUAL
+        ids = kernels.LEAVE_OUT_DIFFERENT if keep_equal else kernels.LEAVE_OUT_EQUAL
     return {
         "query_ids_ptr": matrix.scale if query_ids is None else query_ids,
         "key_ids_ptr": matrix.scale if key_ids is None else key_ids,
@@ -137,26 +141,10 @@ def _exclusion_arguments(matrix: Matrix, tile: Tile) -> dict[str, object]:
     }
 
 
-def matrix_arguments(matrix: Matrix, tile: Tile) -> dict[str, object]:
-    """The arguments that all tile kernels share."""
-    return {
-        "q_ptr": matrix.q,
-        "k_ptr": matrix.k,
-        "scale_ptr": matrix.scale,
-        "bias_ptr": matrix.bias,
-        "N": matrix.shape[0],
-        "M": matrix.shape[1],
-        "q_stride": matrix.q.stride(0),
-        "k_stride": matrix.k.stride(0),
-        "REDUCTION": matrix.reduction,
-        "WIDTH": matrix.width,
-        "BLOCK_M": tile.rows,
-        "BLOCK_N": tile.columns,
-        "PRECISION": _dot_precision(),
-        "num_warps": tile.warps,
-        "num_stages": tile.stages,
-        **_exclusion_arguments(matrix, tile),
-    }
+@functools.lru_cache
+def multiprocessors(device: torch.device) -> int:
+    """Programs that run side by side."""
+    return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def column_splits(row_blocks: int, tiles_per_row: int, device: torch.device) -> int:

@@ -9,24 +9,19 @@ import torch
 import triton
 from torch import Tensor
 
-from ssl_heads.similarity.backend import Needs
-from ssl_heads.similarity.exclusion import Exclusion
+from ssl_heads.similarity.backend import LogSum, Matrix, Needs
 from ssl_heads.similarity.triton.arguments import (
     BOUNDED,
     SOFTPLUS,
-    Matrix,
+    KernelMatrix,
     column_splits,
+    kernel_matrix,
     matrix_arguments,
     partials_that_fit,
-    softmax_matrix,
-    softplus_matrix,
-    table_tile,
 )
-from ssl_heads.similarity.triton.autotune import choose
-from ssl_heads.similarity.triton.configurations import Tile
-from ssl_heads.similarity.triton.device import on_device
+from ssl_heads.similarity.triton.configurations import Tile, architecture, choose, table_tile
 from ssl_heads.similarity.triton.forward import reduce_pairs
-from ssl_heads.similarity.triton.kernels.backward import finish_kernel, gradient_kernel, panel_kernel
+from ssl_heads.similarity.triton.kernels import finish_kernel, gradient_kernel, panel_kernel
 
 # The panel of weights: at most this large, and at most this wide.
 PANEL_BYTES = 128 << 20
@@ -38,243 +33,204 @@ WEIGHT_SCALE = {torch.float16: 16384.0, torch.bfloat16: 1.0, torch.float32: 1.0}
 
 
 class Gradients(NamedTuple):
-    """Products with the weights, in float32; None where a side was not asked for.
+    """Products with the weights, in float32; empty where they were not asked for.
 
     Attributes:
-        query: ``scale W k``.
-        key: ``scale W^T q``.
-        scale: ``sum_ij W_ij <q_i, k_j>``, of shape (1,); it comes with any of the others.
-        bias: ``sum_ij W_ij``, of shape (1,), of a softplus.
+        query: `scale W k`.
+        key: `scale W^T q`.
+        scale: `sum_ij W_ij <q_i, k_j>`, of shape (1,); it comes with any of the others.
+        sums: Row sums of W over `Upstream.unit`, in any number of parts; of a softplus.
     """
 
-    query: Tensor | None
-    key: Tensor | None
+    query: Tensor
+    key: Tensor
     scale: Tensor
-    bias: Tensor | None
+    sums: Tensor
+
+
+class Side(NamedTuple):
+    """Shift in the exponents of the rows, or columns, and factor of their exponentials; None without a gradient.
+
+    Attributes:
+        shift: Log-sum-exp in base 2; None where S is bounded, or for a softplus.
+        factor: Gradient over `Upstream.unit`; where S is bounded, times `exp(-lse)`.
+    """
+
+    shift: Tensor | None = None
+    factor: Tensor | None = None
 
 
 class Upstream(NamedTuple):
-    """What the exponents subtract and the exponentials are multiplied by; a side without gradient is None.
+    """The upstream gradients as weights take them.
 
     Attributes:
-        row_shift: Log-sum-exp of the rows in base 2.
-        row_factor: Gradient of the rows over ``unit``; where S is bounded, times ``exp(-lse)``.
-        column_shift: Like ``row_shift``.
-        column_factor: Like ``row_factor``.
-        unit: Largest gradient over the scale in which weights are stored: what a product with W is multiplied by.
+        rows: Of the rows.
+        columns: Of the columns.
+        unit: Largest gradient over the scale in which weights are stored: the factor of a product with W.
     """
 
-    row_shift: Tensor | None
-    row_factor: Tensor | None
-    column_shift: Tensor | None
-    column_factor: Tensor | None
+    rows: Side
+    columns: Side
     unit: Tensor
 
     def transposed(self) -> Upstream:
         """The weights of S^T."""
-        return Upstream(self.column_shift, self.column_factor, self.row_shift, self.row_factor, self.unit)
+        return Upstream(self.columns, self.rows, self.unit)
 
 
 def pair_backward(
-    query: Tensor,
-    key: Tensor,
-    scale: Tensor | float,
-    row: Tensor,
-    column: Tensor,
-    saved: Tensor,
-    row_gradient: Tensor,
-    column_gradient: Tensor,
-    exclusion: Exclusion,
-    one_sweep: bool,
-    bound: float,
-    needs: Needs,
+    matrix: Matrix, row: LogSum, column: LogSum | None, saved: Tensor, one_sweep: bool, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `pair_forward`, given those of its results; see `ssl_heads.similarity.backend.Backend`."""
-    matrix = softmax_matrix(query, key, scale, exclusion, bound)
-    by_column = (column, column_gradient) if column.numel() > 0 else (None, None)
-    found = _differentiate(matrix, _upstream(matrix, row, row_gradient, *by_column), query.shape[1], needs)
-    nothing = row.new_empty(0)
-    by_query = nothing if found.query is None else found.query
-    return by_query, nothing if found.key is None else found.key, found.scale
+    """`scale W k`, `scale W^T q` and `sum_ij W_ij <q_i, k_j>`; empty where not needed."""
+    prepared = kernel_matrix(matrix)
+    found = _differentiate(prepared, _upstream(prepared, row, column), matrix.query.shape[1], needs)
+    return found.query, found.key, found.scale
 
 
-def self_backward(
-    query: Tensor,
-    key: Tensor,
-    scale: Tensor | float,
-    row: Tensor,
-    saved: Tensor,
-    row_gradient: Tensor,
-    exclusion: Exclusion,
-    bound: float,
-    needs_scale: bool,
-) -> tuple[Tensor, Tensor]:
-    """``scale (W + W^T) k`` for a symmetric S: both gradients in one kernel, half the products; that of the scale."""
-    matrix = softmax_matrix(query, key, scale, exclusion, bound)
-    upstream = _upstream(matrix, row, row_gradient, row, row_gradient)
-    found = _differentiate(matrix, upstream, query.shape[1], Needs(key=False))
-    assert found.query is not None
+def self_backward(matrix: Matrix, row: LogSum, saved: Tensor, needs_scale: bool) -> tuple[Tensor, Tensor]:
+    """`scale (W + W^T) k` for a symmetric S: both gradients in one kernel, half the products; that of the scale."""
+    prepared = kernel_matrix(matrix)
+    found = _differentiate(prepared, _upstream(prepared, row, row), matrix.query.shape[1], Needs(key=False))
     return found.query, found.scale / 2  # each pair was counted from both of its ends
 
 
-def softplus_sum(
-    query: Tensor, key: Tensor, scale: Tensor | float, bias: Tensor, exclusion: Exclusion, gradient: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``sum_ij softplus(S_ij + bias)``; on request its gradients, with ``W_ij = sigmoid(S_ij + bias)``."""
-    matrix = softplus_matrix(query, key, scale, bias, exclusion)
-    total = reduce_pairs(matrix, columns=False)[0].sum()
+def softplus(matrix: Matrix, bias: Tensor, gradient: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`sum_ij log(1 + exp(S_ij + bias))`; on request its gradients, with `W_ij = sigmoid(S_ij + bias)`."""
+    prepared = kernel_matrix(matrix, bias)
+    total = reduce_pairs(prepared, columns=False)[0].sum()
     nothing = total.new_empty(0)
     if not gradient:
         return total, nothing, nothing, nothing, nothing
-    ones = total.new_ones(query.shape[0])
-    found = _differentiate(matrix, _upstream(matrix, None, ones, None, None), query.shape[1], Needs())
-    assert found.query is not None
-    assert found.key is not None
-    assert found.bias is not None
-    return total, found.query, found.key, found.scale, found.bias
+    factor = WEIGHT_SCALE[prepared.q.dtype]
+    unit, factors = total.new_full((1,), 1 / factor), total.new_full((len(prepared.q),), factor)
+    found = _differentiate(prepared, Upstream(Side(factor=factors), Side(), unit), matrix.query.shape[1], Needs())
+    return total, found.query, found.key, found.scale, found.sums.sum().reshape(1) * unit
 
 
-def _upstream(
-    matrix: Matrix,
-    row_lse: Tensor | None,
-    row_gradient: Tensor | None,
-    column_lse: Tensor | None,
-    column_gradient: Tensor | None,
-) -> Upstream:
-    gradients = [g for g in (row_gradient, column_gradient) if g is not None]
-    largest = torch.stack([g.detach().float().abs().amax() for g in gradients if g.numel()] or [matrix.scale[0]]).amax()
-    unit = torch.where(largest == 0, torch.ones_like(largest), largest).reshape(1) / WEIGHT_SCALE[matrix.q.dtype]
-    bounded = matrix.reduction == BOUNDED
-    rows = _shift_and_factor(row_lse, row_gradient, unit, bounded)
-    return Upstream(*rows, *_shift_and_factor(column_lse, column_gradient, unit, bounded), unit)
+def _upstream(matrix: KernelMatrix, row: LogSum, column: LogSum | None) -> Upstream:
+    parts = [row] if column is None or column is row else [row, column]
+    gradients = torch.cat([part.gradient.float() for part in parts])
+    largest = gradients.abs().amax().reshape(1) if len(gradients) else matrix.scale  # without rows any unit does
+    unit = torch.where(largest == 0, 1.0, largest) / WEIGHT_SCALE[matrix.q.dtype]
+    rows = _side(row, unit, matrix.reduction)
+    columns = Side() if column is None else rows if column is row else _side(column, unit, matrix.reduction)
+    return Upstream(rows, columns, unit)
 
 
-def _shift_and_factor(
-    lse: Tensor | None, gradient: Tensor | None, unit: Tensor, bounded: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    if gradient is None:
-        return None, None
-    factor = gradient.detach().float() / unit
-    if lse is None:
-        return None, factor
-    empty = lse == -math.inf  # a row without negatives has no gradient
-    lse = lse.masked_fill(empty, 0.0)
-    factor = factor.masked_fill(empty, 0.0)
-    return (None, factor * torch.exp(-lse)) if bounded else (lse / math.log(2), factor)
+def _side(log_sum: LogSum, unit: Tensor, reduction: int) -> Side:
+    empty = log_sum.value == -math.inf  # a row without negatives has no gradient
+    value = log_sum.value.masked_fill(empty, 0.0)
+    factor = (log_sum.gradient.float() / unit).masked_fill(empty, 0.0)
+    return Side(None, factor * torch.exp(-value)) if reduction == BOUNDED else Side(value / math.log(2), factor)
 
 
-def _weight_arguments(u: Upstream) -> dict[str, object]:
+def _weight_arguments(upstream: Upstream) -> dict[str, object]:
+    rows, columns, unit = upstream
     return {
-        "row_shift_ptr": u.unit if u.row_shift is None else u.row_shift,
-        "row_factor_ptr": u.unit if u.row_factor is None else u.row_factor,
-        "column_shift_ptr": u.unit if u.column_shift is None else u.column_shift,
-        "column_factor_ptr": u.unit if u.column_factor is None else u.column_factor,
-        "ROWS": u.row_factor is not None,
-        "COLUMNS": u.column_factor is not None,
+        "row_shift_ptr": unit if rows.shift is None else rows.shift,
+        "row_factor_ptr": unit if rows.factor is None else rows.factor,
+        "column_shift_ptr": unit if columns.shift is None else columns.shift,
+        "column_factor_ptr": unit if columns.factor is None else columns.factor,
+        "ROWS": rows.factor is not None,
+        "COLUMNS": columns.factor is not None,
     }
 
 
-def _differentiate(matrix: Matrix, u: Upstream, width: int, needs: Needs) -> Gradients:
+def _differentiate(matrix: KernelMatrix, upstream: Upstream, width: int, needs: Needs) -> Gradients:
     """Products of W with the rows of both sides, as wide as the embeddings were before they were padded."""
-    n, m = matrix.shape
+    n, m = len(matrix.q), len(matrix.k)
     if n == 0 or m == 0:
         zeros = matrix.scale.new_zeros
-        query = zeros(n, width) if needs.query else None
-        return Gradients(query, zeros(m, width) if needs.key else None, zeros(1), zeros(1))
-    mode = (u.row_factor is not None, u.column_factor is not None, matrix.reduction)
-    if table_tile("gradient", matrix) is None:
+        query = zeros(n, width) if needs.query else zeros(0)
+        return Gradients(query, zeros(m, width) if needs.key else zeros(0), zeros(1), zeros(0))
+    mode = (upstream.rows.factor is not None, upstream.columns.factor is not None, matrix.reduction)
+    if table_tile(architecture(matrix.q.device), "gradient", matrix.q.dtype, matrix.q.shape[1]) is None:
 
         def run(tile: Tile) -> Gradients:
-            return _through_panels(matrix, u, tile, width, needs)
+            return _through_panels(matrix, upstream, tile, width, needs)
 
-        return run(choose("panel", matrix, mode, run))
-    tile = choose("gradient", matrix, mode, lambda tile: _in_registers(matrix, u, width, tile))
-    query = key = dots = sums = None
+        return run(choose("panel", matrix.q, mode, run))
+    tile = choose("gradient", matrix.q, mode, lambda tile: _in_registers(matrix, upstream, width, tile))
+    query = key = nothing = matrix.scale.new_empty(0)
     if needs.key:
-        key, dots, sums = _in_registers(matrix.transposed(), u.transposed(), width, tile)
-    if needs.query or dots is None:
-        query, dots, sums = _in_registers(matrix, u, width, tile)
-    return Gradients(query if needs.query else None, key, dots.sum().reshape(1), _sum_of_weights(sums, u))
+        key, dots, sums = _in_registers(matrix.transposed(), upstream.transposed(), width, tile)
+    if needs.query or not needs.key:
+        query, dots, sums = _in_registers(matrix, upstream, width, tile)
+    return Gradients(query if needs.query else nothing, key, dots.sum().reshape(1), sums)
 
 
-def _sum_of_weights(sums: Tensor | None, u: Upstream) -> Tensor | None:
-    return None if sums is None else sums.sum().reshape(1) * u.unit
-
-
-def _in_registers(matrix: Matrix, u: Upstream, width: int, tile: Tile) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``scale W k``, the dots ``<q_i, (W k)_i>``, and for a softplus the row sums of W."""
-    n, m = matrix.shape
-    column_tiles = triton.cdiv(m, tile.columns)
-    row_blocks = triton.cdiv(n, tile.rows)
-    splits = partials_that_fit(column_splits(row_blocks, column_tiles, matrix.q.device), n * matrix.width)
-    raw = matrix.scale.new_empty(splits, n, matrix.width)
-    sums = matrix.scale.new_empty(splits, n) if matrix.reduction == SOFTPLUS else None
-    with on_device(matrix.q):
+def _in_registers(matrix: KernelMatrix, upstream: Upstream, width: int, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+    """`scale W k`, the dots `<q_i, (W k)_i>`, and for a softplus the row sums of W, else nothing."""
+    n, padded = matrix.q.shape
+    row_blocks, column_tiles = triton.cdiv(n, tile.rows), triton.cdiv(len(matrix.k), tile.columns)
+    splits = partials_that_fit(column_splits(row_blocks, column_tiles, matrix.q.device), n * padded)
+    raw = matrix.scale.new_empty(splits, n, padded)
+    sums = matrix.scale.new_empty(splits, n if matrix.reduction == SOFTPLUS else 0)
+    with torch.cuda.device(matrix.q.get_device()):
         gradient_kernel[(row_blocks, splits)](
             **matrix_arguments(matrix, tile),
-            **_weight_arguments(u),
+            **_weight_arguments(upstream),
             out_ptr=raw,
-            sums_ptr=u.unit if sums is None else sums,
+            sums_ptr=sums,
             tiles=column_tiles,
             tiles_per_split=triton.cdiv(column_tiles, splits),
-            SUMS=sums is not None,
+            SUMS=matrix.reduction == SOFTPLUS,
         )
     gradient, dots = matrix.scale.new_empty(n, width), matrix.scale.new_empty(n)
-    _finish(raw, matrix.q, matrix.scale, u, gradient, dots)
+    _finish(raw, matrix.q, matrix.scale, upstream.unit, gradient, dots)
     return gradient, dots, sums
 
 
-def _finish(raw: Tensor, q: Tensor, scale: Tensor, u: Upstream, gradient: Tensor, dots: Tensor) -> None:
-    """Add the splits of ``W k``, scale them into ``gradient``, and take the row dots."""
+def _finish(raw: Tensor, q: Tensor, scale: Tensor, unit: Tensor, gradient: Tensor, dots: Tensor) -> None:
+    """Add the splits of `W k`, scale them into `gradient`, and take the row dots."""
     splits, n, width = raw.shape
-    with on_device(q):
+    with torch.cuda.device(q.get_device()):
         finish_kernel[(triton.cdiv(n, 16),)](
-            raw, q, scale, u.unit, gradient, dots, n, gradient.shape[1], q.stride(0), gradient.stride(0), splits,
+            raw, q, scale, unit, gradient, dots, n, gradient.shape[1], q.stride(0), gradient.stride(0), splits,
             WIDTH=width, BLOCK_M=16, BLOCK_D=64, num_warps=4,
         )  # fmt: skip
 
 
-def _through_panels(matrix: Matrix, u: Upstream, tile: Tile, width: int, needs: Needs) -> Gradients:
+def _through_panels(matrix: KernelMatrix, upstream: Upstream, tile: Tile, width: int, needs: Needs) -> Gradients:
     """Write W panel by panel and leave both products to the library; the workspace does not grow with n m."""
-    n, m = matrix.shape
+    q, k, scale, unit = matrix.q, matrix.k, matrix.scale, upstream.unit
+    (n, padded), m, nothing = q.shape, len(k), scale.new_empty(0)
     panel_columns = min(m, PANEL_COLUMNS)
     panel_stride = -(-panel_columns // 16) * 16
-    panel_rows = max(1, PANEL_BYTES // (panel_stride * matrix.q.element_size() * tile.rows)) * tile.rows
-    panel = matrix.q.new_empty(min(n, panel_rows), panel_stride)
-    empty, zeros = matrix.scale.new_empty, matrix.scale.new_zeros
+    panel_rows = max(1, PANEL_BYTES // (panel_stride * q.element_size() * tile.rows)) * tile.rows
+    panel = q.new_empty(min(n, panel_rows), panel_stride)
 
-    query = empty(n, width) if needs.query or not needs.key else None
-    key_raw = zeros(m, matrix.width) if needs.key else None
-    dots = empty(n if query is not None else m)
-    sums = zeros(n) if matrix.reduction == SOFTPLUS else None
+    of_query = needs.query or not needs.key
+    query = scale.new_empty(n, width) if of_query else nothing
+    key, key_raw = nothing, scale.new_zeros(m, padded) if needs.key else nothing
+    dots, sums = scale.new_empty(n if of_query else m), scale.new_zeros(n if matrix.reduction == SOFTPLUS else 0)
     for top in range(0, n, panel_rows):
         i = slice(top, min(top + panel_rows, n))
-        query_raw = zeros(i.stop - i.start, matrix.width)
+        query_raw = scale.new_zeros(i.stop - i.start, padded)
         for left in range(0, m, panel_columns):
             j = slice(left, min(left + panel_columns, m))
             w = panel[: i.stop - i.start, : j.stop - j.start]
-            _launch_panel(matrix, u, tile, w, i, j)
-            if query is not None:
-                _accumulate(query_raw, w, matrix.k[j])
-            if key_raw is not None:
-                _accumulate(key_raw[j], w.t(), matrix.q[i])
-            if sums is not None:
+            _launch_panel(matrix, upstream, tile, w, i, j)
+            if of_query:
+                _accumulate(query_raw, w, k[j])
+            if needs.key:
+                _accumulate(key_raw[j], w.t(), q[i])
+            if matrix.reduction == SOFTPLUS:
                 sums[i] += w.sum(1, dtype=torch.float32)
-        if query is not None:
-            _finish(query_raw[None], matrix.q[i], matrix.scale, u, query[i], dots[i])
-    key = None
-    if key_raw is not None:
-        key, key_dots = empty(m, width), empty(m) if query is not None else dots
-        _finish(key_raw[None], matrix.k, matrix.scale, u, key, key_dots)
-    return Gradients(query if needs.query else None, key, dots.sum().reshape(1), _sum_of_weights(sums, u))
+        if of_query:
+            _finish(query_raw[None], q[i], scale, unit, query[i], dots[i])
+    if needs.key:
+        key = scale.new_empty(m, width)
+        _finish(key_raw[None], k, scale, unit, key, scale.new_empty(m) if of_query else dots)
+    return Gradients(query if needs.query else nothing, key, dots.sum().reshape(1), sums)
 
 
-def _launch_panel(matrix: Matrix, u: Upstream, tile: Tile, panel: Tensor, i: slice, j: slice) -> None:
+def _launch_panel(matrix: KernelMatrix, upstream: Upstream, tile: Tile, panel: Tensor, i: slice, j: slice) -> None:
     programs = triton.cdiv(i.stop - i.start, tile.rows) * triton.cdiv(j.stop - j.start, tile.columns)
-    with on_device(matrix.q):
+    with torch.cuda.device(matrix.q.get_device()):
         panel_kernel[(programs,)](
             **matrix_arguments(matrix, tile),
-            **_weight_arguments(u),
+            **_weight_arguments(upstream),
             panel_ptr=panel,
             panel_stride=panel.stride(0),
             first_row=i.start,
@@ -287,7 +243,7 @@ def _launch_panel(matrix: Matrix, u: Upstream, tile: Tile, panel: Tensor, i: sli
 
 
 def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a b`` with float32 accumulation."""
+    """`total += a b` with float32 accumulation."""
     if a.dtype == torch.float32:
         total.addmm_(a, b)
     elif a.is_cuda and torch.version.hip is None and FLOAT32_FROM_HALF:

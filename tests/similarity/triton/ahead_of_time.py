@@ -1,6 +1,6 @@
 """Compile every kernel for every entry of the table, without a device, and read the figures out of the machine code.
 
-Run as a program it compares with, or with ``--write`` renews, the committed record::
+Run as a program it compares with, or with `--write` renews, the committed record::
 
     python tests/similarity/triton/ahead_of_time.py [--write] [--only sm_90] [--heaviest]
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 os.environ.pop("TRITON_INTERPRET", None)
 os.environ.setdefault("TRITON_CACHE_DIR", str(Path(tempfile.gettempdir()) / "ssl_heads_triton_cache"))
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -33,10 +35,18 @@ from triton.compiler import ASTSource
 import ssl_heads
 from ssl_heads.rowwise.host import ACTIVATIONS, GATES, row_block
 from ssl_heads.rowwise.kernels import epilogue_kernel, prologue_kernel
-from ssl_heads.similarity.triton.configurations import SHARED_MEMORY, TABLE, WIDE, Tile
-from ssl_heads.similarity.triton.kernels.backward import finish_kernel, gradient_kernel, panel_kernel
-from ssl_heads.similarity.triton.kernels.forward import forward_kernel
-from ssl_heads.similarity.triton.kernels.tile import BOUNDED, LEAVE_OUT_EQUAL, ONE_DIAGONAL, ONLINE, SOFTPLUS
+from ssl_heads.similarity.triton.configurations import SHARED_MEMORY, TABLE, WIDTHS, Tile, table_tile
+from ssl_heads.similarity.triton.kernels import (
+    BOUNDED,
+    LEAVE_OUT_EQUAL,
+    ONE_DIAGONAL,
+    ONLINE,
+    SOFTPLUS,
+    finish_kernel,
+    forward_kernel,
+    gradient_kernel,
+    panel_kernel,
+)
 
 GOLDEN = Path(__file__).with_name("aot_golden.json")
 TARGETS = {
@@ -85,15 +95,19 @@ class Case(NamedTuple):
 
 
 def cases() -> Iterator[Case]:
-    """The table, each entry in the mode that costs most registers, and a few in every mode."""
-    for (architecture, kernel, precision, width), tile in TABLE.items():
-        element = "fp32" if precision == "float" else "bf16"
+    """The table, each tile in the mode that costs most registers, and a few in every mode."""
+    entries = dict.fromkeys((architecture, kernel, precision) for architecture, kernel, precision, _ in TABLE)
+    for (architecture, kernel, precision), width in itertools.product(entries, (*WIDTHS, COMPILED_WIDTH)):
+        element, dtype = ("fp32", torch.float32) if precision == "float" else ("bf16", torch.bfloat16)
+        tile = table_tile(architecture, kernel, dtype, width)
+        if tile is None or (kernel == "panel" and width in WIDTHS):
+            continue
         for mode, constants in modes(kernel, precision, width):
             special = "forward_ids" if "ids" in mode else "forward_bounded" if "bounded" in mode else kernel
-            if kernel == "forward" and special != kernel and (architecture, special, precision, width) in TABLE:
+            if kernel == "forward" and special != kernel and (architecture, special, precision) in entries:
                 continue  # the mode takes that entry
-            name = f"{architecture} {kernel} {element} {width or COMPILED_WIDTH} {mode}"
-            yield case(name, architecture, kernel, element, width or COMPILED_WIDTH, tile, constants)
+            name = f"{architecture} {kernel} {element} {width} {mode}"
+            yield case(name, architecture, kernel, element, width, tile, constants)
     for architecture in TARGETS:
         yield from rowwise_cases(architecture)
         constants = {"WIDTH": COMPILED_WIDTH, "BLOCK_M": 16, "BLOCK_D": 64}
@@ -118,7 +132,7 @@ def rowwise_cases(architecture: str) -> Iterator[Case]:
 
 def modes(kernel: str, precision: str, width: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """The modes that cost most registers for every entry, and all that differ in kind for a few."""
-    typical = width in (128, WIDE) if precision == "half" else width in (64, WIDE)
+    typical = width in (128 if precision == "half" else 64, COMPILED_WIDTH)
     online = {"REDUCTION": ONLINE.value, "COLUMNS": True, "ONE_SET": False}
     bounded = online | {"REDUCTION": BOUNDED.value}
     if kernel == "forward_ids":

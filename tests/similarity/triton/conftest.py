@@ -1,4 +1,4 @@
-"""Kernels run in Triton's interpreter under ``interpreted/``, in a session of its own: see test_triton_interpreter.py.
+"""Kernels run in Triton's interpreter under `interpreted/`, in a session of its own: see test_triton_interpreter.py.
 
 Triton reads TRITON_INTERPRET when it is imported, which other tests may have done long before.
 """

@@ -51,7 +51,7 @@ def test_another_kernel_or_another_table_is_another_record(tmp_path: Path) -> No
         assert run.returncode == 0, run.stderr[-3000:]
         return run.stdout.strip()
 
-    kernels, table = ("similarity", "triton", "kernels", "forward.py"), ("similarity", "triton", "configurations.py")
+    kernels, table = ("similarity", "triton", "kernels.py"), ("similarity", "triton", "configurations.py")
     recorded = json.loads(RECORD.read_text())["of"]
     assert fingerprint_after(lambda text: text + "\n\n# a comment\n", *kernels) == recorded
     assert fingerprint_after(lambda text: text + "\nEXTRA = 1\n", *kernels) != recorded

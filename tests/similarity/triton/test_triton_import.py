@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from ssl_heads.similarity.triton.configurations import SHARED_MEMORY, TABLE, WIDE, WIDTHS
+from ssl_heads.similarity.triton.configurations import SHARED_MEMORY, TABLE, WIDTHS, table_tile
 
 
 def run(code: str) -> str:
@@ -52,16 +53,18 @@ except ValueError as error:
 
 
 def test_the_table_is_complete() -> None:
+    wide = 768
     for architecture in SHARED_MEMORY:
-        for precision in ("half", "float"):
-            for width in (*WIDTHS, WIDE):
-                tile = TABLE[architecture, "forward", precision, width]
-                assert tile.rows == tile.columns, "the one-set schedule swaps rows and columns"
-                padded = width or 64
-                assert padded % tile.features == 0
-            assert (architecture, "panel", precision, WIDE) in TABLE
-        assert (architecture, "gradient", "half", 128) in TABLE
-        assert (architecture, "gradient", "half", WIDE) not in TABLE
+        for dtype in (torch.bfloat16, torch.float32):
+            for width in (*WIDTHS, wide):
+                for kernel in ("forward", "forward_bounded", "forward_ids"):
+                    tile = table_tile(architecture, kernel, dtype, width)
+                    assert tile is not None
+                    assert tile.rows == tile.columns, "the one-set schedule swaps rows and columns"
+                    assert width % tile.features == 0
+                assert table_tile(architecture, "panel", dtype, width) is not None
+        assert table_tile(architecture, "gradient", torch.bfloat16, 128) is not None
+        assert table_tile(architecture, "gradient", torch.bfloat16, wide) is None
     for (_, kernel, _, width), tile in TABLE.items():
         if kernel == "gradient":
             assert tile.features == width, "a gradient in registers takes the whole width in one step"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ssl_heads.similarity import backend
 from ssl_heads.similarity.exclusion import Exclusion
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 4e-3}
@@ -22,6 +23,10 @@ class Matrix(NamedTuple):
     exclusion: Exclusion
     bias: float = 0.0
 
+    def given(self, bound: float = math.inf) -> backend.Matrix:
+        """S as backends take it."""
+        return backend.Matrix(self.query, self.key, self.scale, self.exclusion, bound)
+
     def leaves(self) -> Matrix:
         """The rounded inputs in float64, each waiting for its gradient."""
         query, key = (x.detach().double().requires_grad_() for x in (self.query, self.key))
@@ -29,7 +34,7 @@ class Matrix(NamedTuple):
         return Matrix(query, key, numbers[0], self.exclusion, numbers[1])
 
     def logits(self) -> Tensor:
-        """S with ``-inf`` where a pair is left out."""
+        """S with `-inf` where a pair is left out."""
         s = self.scale * self.query @ self.key.T + self.bias
         return s.masked_fill(left_out(self.exclusion, *s.shape), -math.inf)
 
@@ -64,7 +69,7 @@ def surrounded(x: Tensor) -> Tensor:
 
 
 def embeddings(rows: int, width: int, dtype: torch.dtype, spread: float = 1.0) -> Tensor:
-    """Random rows of length ``spread``."""
+    """Random rows of length `spread`."""
     x = torch.randn(rows, width)
     return surrounded((spread * x / x.norm(dim=1, keepdim=True)).to(dtype))
 

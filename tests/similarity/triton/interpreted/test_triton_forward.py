@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ssl_heads.similarity.exclusion import Exclusion
-from ssl_heads.similarity.triton import arguments, forward
-from ssl_heads.similarity.triton.backward import softplus_sum
-from ssl_heads.similarity.triton.kernels import tile
+from ssl_heads.similarity.triton import arguments, forward, kernels
+from ssl_heads.similarity.triton.backward import softplus
 from tests.similarity.triton.interpreted.literal import Matrix, embeddings, exclusions, log_sum_exp, surrounded
 
 N, M = 70, 83
@@ -25,13 +24,13 @@ def matrix(pattern: str, dtype: torch.dtype = torch.float32, width: int = 37) ->
 
 
 def compute(s: Matrix, bound: float, columns: bool = True) -> tuple[Tensor, Tensor]:
-    row, column, saved = forward.pair_forward(s.query, s.key, s.scale, s.exclusion, columns, bound=bound)
+    row, column, saved = forward.pair_forward(s.given(bound), columns)
     assert saved.numel() == 0
     return row, column
 
 
 def assert_same(actual: Tensor, expected: Tensor, atol: float = 1e-5) -> None:
-    """Equal where finite, ``-inf`` in the same places, fp32."""
+    """Equal where finite, `-inf` in the same places, fp32."""
     assert actual.dtype == torch.float32
     torch.testing.assert_close(actual.double(), expected.detach(), rtol=2e-6, atol=atol)
 
@@ -105,7 +104,7 @@ def test_one_set(n: int, bound: float) -> None:
     x = embeddings(n, 50, torch.float32)
     query = x * torch.rand(50)
     s = Matrix(query, x, 8.0, Exclusion.modulo(max(n // 2, 1)))
-    row, _ = forward.self_forward(query, x, 8.0, s.exclusion, bound)
+    row, _ = forward.self_forward(s.given(bound))
     assert_same(row, log_sum_exp(s.leaves().logits(), 1))
 
 
@@ -113,8 +112,9 @@ def test_one_set(n: int, bound: float) -> None:
 def test_one_set_with_ids(bound: float) -> None:
     x, ids = embeddings(100, 128, torch.bfloat16), surrounded(torch.randint(0, 9, (100,)))
     exclusion = Exclusion(0, 50, ids, ids)
-    row, _ = forward.self_forward(x, x, 5.0, exclusion, bound)
-    assert_same(row, log_sum_exp(Matrix(x, x, 5.0, exclusion).leaves().logits(), 1))
+    s = Matrix(x, x, 5.0, exclusion)
+    row, _ = forward.self_forward(s.given(bound))
+    assert_same(row, log_sum_exp(s.leaves().logits(), 1))
 
 
 @pytest.mark.parametrize("bound", [math.inf, 30.0])
@@ -126,7 +126,7 @@ def test_column_partials_in_several_launches(bound: float, monkeypatch: pytest.M
     assert_same(column, log_sum_exp(s.leaves().logits(), 0))
     x = embeddings(140, 37, torch.float32)
     one = Matrix(x, x, 14.0, Exclusion.modulo(70))
-    row, _ = forward.self_forward(x, x, 14.0, one.exclusion, bound)
+    row, _ = forward.self_forward(one.given(bound))
     assert_same(row, log_sum_exp(one.leaves().logits(), 1))
 
 
@@ -141,7 +141,7 @@ def test_column_splits(bound: float) -> None:
 
 def softplus_of(s: Matrix) -> tuple[Tensor, Tensor]:
     """The sum by the kernels, and by its definition."""
-    total, *gradients = softplus_sum(s.query, s.key, s.scale, torch.tensor([s.bias]), s.exclusion, gradient=False)
+    total, *gradients = softplus(s.given(), torch.tensor([s.bias]), gradient=False)
     assert not any(gradient.numel() for gradient in gradients)
     return total.double(), torch.nn.functional.softplus(s.leaves().logits().detach(), threshold=1e4).sum()
 
@@ -160,7 +160,7 @@ def test_softplus_of_large_logits() -> None:
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
 def test_empty(shape: tuple[int, int]) -> None:
     query, key = torch.randn(shape[0], 8), torch.randn(shape[1], 8)
-    row, column, _ = forward.pair_forward(query, key, 1.0, Exclusion.nothing(), columns=True)
+    row, column, _ = forward.pair_forward(Matrix(query, key, 1.0, Exclusion.nothing()).given(), columns=True)
     assert row.tolist() == [-math.inf] * shape[0]
     assert column.tolist() == [-math.inf] * shape[1]
 
@@ -178,11 +178,11 @@ def test_any_strides() -> None:
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, name: str, mutant: Any) -> None:
-    monkeypatch.setattr(tile, name, mutant)
+    monkeypatch.setattr(kernels, name, mutant)
 
 
 def test_a_padded_column_that_counts_as_zero_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = tile.leave_out
+    original = kernels.leave_out
 
     def without_an_end(x: Any, first_row: Any, first_column: Any, N: Any, M: Any, *rest: Any) -> Any:
         return original(x, first_row, first_column, 10**6, 10**6, *rest)
@@ -204,7 +204,7 @@ def test_a_missing_mask_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_mirrored_mask_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = tile.leave_out
+    original = kernels.leave_out
 
     def mirrored(x: Any, row: Any, column: Any, N: Any, M: Any, q: Any, k: Any, offset: Any, *rest: Any) -> Any:
         return original(x, row, column, N, M, q, k, -offset, *rest)

@@ -9,11 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_heads.similarity.backend import Needs
+from ssl_heads.similarity.backend import LogSum, Needs
 from ssl_heads.similarity.exclusion import Exclusion
-from ssl_heads.similarity.triton import arguments, backward, forward
-from ssl_heads.similarity.triton.kernels import backward as kernels
-from ssl_heads.similarity.triton.kernels import tile
+from ssl_heads.similarity.triton import arguments, backward, forward, kernels
 from tests.checks import assert_gradient_close
 from tests.similarity.triton.interpreted.literal import (
     TOLERANCE,
@@ -44,13 +42,14 @@ def matrix(pattern: str, dtype: torch.dtype = torch.float32, width: int = REGIST
 
 
 def differentiate(s: Matrix, g: Tensor, h: Tensor | None, bound: float, needs: Needs = ALL) -> Found:
-    row, column, saved = forward.pair_forward(s.query, s.key, s.scale, s.exclusion, h is not None, bound=bound)
-    sums = (surrounded(row), surrounded(column) if h is not None else column, saved, g, column if h is None else h)
-    return Found(*backward.pair_backward(s.query, s.key, s.scale, *sums, s.exclusion, False, bound, needs))
+    row, column, saved = forward.pair_forward(s.given(bound), h is not None)
+    of_columns = None if h is None else LogSum(surrounded(column), h)
+    found = backward.pair_backward(s.given(bound), LogSum(surrounded(row), g), of_columns, saved, False, needs)
+    return Found(*found)
 
 
 def reference(s: Matrix, g: Tensor, h: Tensor | None) -> Matrix:
-    """Gradients of ``g . row + h . column`` by float64 autograd, in the fields of their leaves."""
+    """Gradients of `g . row + h . column` by float64 autograd, in the fields of their leaves."""
     leaves = s.leaves()
     logits = leaves.logits()
     value = logits.new_zeros(())
@@ -151,15 +150,16 @@ def test_rows_and_columns_without_negatives(bound: float, width: int) -> None:
 @pytest.mark.parametrize("width", [REGISTERS, PANELS])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_set(dtype: torch.dtype, width: int, bound: float) -> None:
-    """One kernel gives ``(W + W^T) key``: the gradient of both uses of the embeddings."""
+    """One kernel gives `(W + W^T) key`: the gradient of both uses of the embeddings."""
     n = 94
     x = embeddings(n, width, dtype)
     weight = torch.rand(width, dtype=torch.float64).to(dtype)
     query = (x * weight).contiguous()
     g, exclusion = surrounded(torch.randn(n)), Exclusion.modulo(47)
     symmetric = query.double() @ x.double().T
-    row, saved = forward.self_forward(query, x, 8.0, exclusion, bound)
-    product, by_scale = backward.self_backward(query, x, 8.0, surrounded(row), saved, g, exclusion, bound, True)
+    given = Matrix(query, x, 8.0, exclusion).given(bound)
+    row, saved = forward.self_forward(given)
+    product, by_scale = backward.self_backward(given, LogSum(surrounded(row), g), saved, needs_scale=True)
 
     s = Matrix(query, x, 8.0, exclusion).leaves()
     expected = gradients_of((g.double() * log_sum_exp(s.logits(), 1)).sum(), s)
@@ -176,7 +176,7 @@ def test_one_set(dtype: torch.dtype, width: int, bound: float) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_softplus(dtype: torch.dtype, width: int) -> None:
     s = matrix("diagonal right", dtype, width)._replace(bias=-10.0)
-    _, *found, by_bias = backward.softplus_sum(s.query, s.key, s.scale, torch.tensor([-10.0]), s.exclusion, True)
+    _, *found, by_bias = backward.softplus(s.given(), torch.tensor([-10.0]), gradient=True)
     leaves = s.leaves()
     expected = gradients_of(torch.nn.functional.softplus(leaves.logits(), threshold=1e4).sum(), leaves)
     assert_right(Found(*found), expected, dtype)
@@ -261,15 +261,15 @@ def test_swapped_sides_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_mask_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tile, "leave_out", lambda x, *_: x)
+    monkeypatch.setattr(kernels, "leave_out", lambda x, *_: x)
     refuses()
 
 
 def test_a_pattern_that_is_not_transposed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient of the keys runs on S^T: its diagonal lies on the other side."""
-    transposed = arguments.Matrix.transposed
+    transposed = arguments.KernelMatrix.transposed
     monkeypatch.setattr(
-        arguments.Matrix, "transposed", lambda self: transposed(self)._replace(exclusion=self.exclusion)
+        arguments.KernelMatrix, "transposed", lambda self: transposed(self)._replace(exclusion=self.exclusion)
     )
     with pytest.raises(AssertionError):
         test_both_sides("diagonal right", math.inf)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ssl_heads import functional
 from ssl_heads.rowwise import kernels as row_kernels
-from ssl_heads.similarity.triton import arguments, backward
+from ssl_heads.similarity.backend import Matrix
+from ssl_heads.similarity.triton import arguments, backward, forward
 from tests.checks import assert_gradient_close, relative_error
 
 LABELS = torch.arange(41) % 5
@@ -72,13 +73,14 @@ def test_the_kernels_give_the_loss_and_its_gradient(name: str, dtype: torch.dtyp
 def test_half_precision_rows_reach_the_kernels_as_such(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing else is rounded: a product in half precision and its float32 gradient, in and out of autocast."""
     seen: list[tuple[torch.dtype, ...]] = []
-    original = arguments._aligned_rows
+    original = arguments.kernel_matrix
 
-    def spy(query: Tensor, key: Tensor) -> Any:
-        seen.append((query.dtype, key.dtype))
-        return original(query, key)
+    def spy(matrix: Matrix, bias: Tensor | None = None) -> Any:
+        seen.append((matrix.query.dtype, matrix.key.dtype))
+        return original(matrix, bias)
 
-    monkeypatch.setattr(arguments, "_aligned_rows", spy)
+    for module in (forward, backward):
+        monkeypatch.setattr(module, "kernel_matrix", spy)
     a, b = (x.half() for x in views())
     value, (gradient, _) = value_and_gradients(LOSSES[name], a, b, "triton")
     assert seen

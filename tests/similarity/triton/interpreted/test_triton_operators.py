@@ -132,7 +132,7 @@ def test_operators_keep_their_promises() -> None:
     # its gradients come beside the value, and opcheck would differentiate them as if they were results
     bias = torch.tensor([-1.0], requires_grad=True)
     torch.library.opcheck(
-        operators.softplus_sum,
+        operators.pair_softplus,
         (query, key, scale, bias, 2, 1000, None, None, False, torch.float16, "triton", True),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )

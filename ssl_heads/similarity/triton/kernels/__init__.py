@@ -1,1 +1,0 @@
-"""Kernels in Triton's language; the host files beside this folder launch them."""
