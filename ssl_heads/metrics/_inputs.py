@@ -93,7 +93,15 @@ def refuse_text(name: str, x: Any) -> None:
 
 
 def as_classes(name: str, labels: ArrayLike) -> Tensor:
-    """Classes 0, 1, ..., or -1 for none: int64 of shape (n,), from (n,) or (n, 1), at least one that is a class."""
+    """Classes as `classes_or_none` reads them, at least one that is a class."""
+    y = classes_or_none(name, labels)
+    if int(y.max()) < 0:
+        raise ValueError(f"{name} are all -1, which means none: no row has a class")
+    return y
+
+
+def classes_or_none(name: str, labels: ArrayLike) -> Tensor:
+    """Classes 0, 1, ..., or -1 for none: int64 of shape (n,), from (n,) or (n, 1)."""
     y = as_integers(name, labels)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
@@ -102,14 +110,16 @@ def as_classes(name: str, labels: ArrayLike) -> Tensor:
         raise ValueError(f"expected {name} (n,), one integer a row, got shape {tuple(y.shape)}{hint}")
     if int(y.min()) < -1:
         raise ValueError(f"{name} must be classes 0, 1, ..., or -1 for none; got {int(y.min())}")
-    if int(y.max()) < 0:
-        raise ValueError(f"{name} are all -1, which means none: no row has a class")
     return y
 
 
 def as_labels(name: str, labels: ArrayLike, owner: str, of: Tensor) -> Tensor:
     """One class, or -1, for each row of another tensor, on its device."""
-    y = as_classes(name, labels)
+    return one_a_row(name, as_classes(name, labels), owner, of)
+
+
+def one_a_row(name: str, y: Tensor, owner: str, of: Tensor) -> Tensor:
+    """Integers (n,) on the device of the matrix whose rows they belong to."""
     if len(y) != len(of):
         raise ValueError(
             f"expected {name} ({len(of)},), one integer for each row of {owner}; got shape {tuple(y.shape)} beside "
@@ -119,13 +129,41 @@ def as_labels(name: str, labels: ArrayLike, owner: str, of: Tensor) -> Tensor:
 
 
 def labelled(name: str, x: ArrayLike, labels_name: str, labels: ArrayLike) -> tuple[Tensor, Tensor]:
-    """The rows that have a class, and their classes; all rows of an embedding that is not finite, so that it shows."""
+    """A matrix and its classes, checked, without the rows that have none."""
     matrix = as_matrix(name, x)
-    y = as_labels(labels_name, labels, name, matrix)
+    return with_class(matrix, as_labels(labels_name, labels, name, matrix))
+
+
+def labelled_part(x: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Tensor]:
+    """`labelled` for a part of the data, in which no row needs to have a class."""
+    matrix = as_matrix("features", x)
+    return with_class(matrix, one_a_row("labels", classes_or_none("labels", labels), "features", matrix))
+
+
+def with_class(matrix: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that have a class, and their classes; all rows of an embedding that is not finite, so that it shows."""
     known = y >= 0
     if not finite(matrix):
         return matrix, y.clamp_min(0)
     return (matrix, y) if bool(known.all()) else (matrix[known], y[known])
+
+
+def same_samples(name_a: str, a: ArrayLike, name_b: str, b: ArrayLike) -> tuple[Tensor, Tensor]:
+    """Two matrices on the device of the first, whose rows are of the same samples."""
+    x, y = as_matrix(name_a, a), as_matrix(name_b, b)
+    if len(x) != len(y):
+        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
+        raise ValueError(f"{name_a} and {name_b} must hold the same samples, got shapes {shapes}")
+    return x, y.to(x.device)
+
+
+def as_truth(name: str, x: ArrayLike) -> Tensor:
+    """A matrix of truth values, from truth values or from zeros and ones."""
+    matrix = as_matrix(name, x)
+    wrong = matrix[(matrix != 0) & (matrix != 1)]
+    if len(wrong) > 0:
+        raise ValueError(f"{name} must hold truth values, or zeros and ones; got {wrong[0].item()}: pass {name} > 0")
+    return matrix.bool()
 
 
 def whole(name: str, value: int, least: int | None = None) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ssl_heads.metrics._inputs import ArrayLike, as_matrix, finite
-from ssl_heads.metrics._rows import unit_rows
+from ssl_heads.metrics._inputs import ArrayLike, as_matrix
+from ssl_heads.metrics._rows import sum_of, unit_rows
+from ssl_heads.metrics.streaming import StreamingMetric
 
 
 class ExpectedActivation(NamedTuple):
@@ -45,8 +45,41 @@ def expected_activation(features: ArrayLike) -> ExpectedActivation:
         tensor([1, 0])
     """
     x = as_matrix("features", features)
-    if not finite(x):
-        unknown = x.new_full(x.shape[1:], math.nan)
-        return ExpectedActivation(unknown, torch.full_like(unknown, -1, dtype=torch.int64))
-    mean = unit_rows(x.relu()).mean(dim=0)
-    return ExpectedActivation(mean, torch.argsort(mean, descending=True, stable=True))
+    metric = StreamingExpectedActivation()
+    metric.update(x)
+    found = metric.compute()
+    return ExpectedActivation(found.per_dimension.to(x.dtype).to(x.device), found.order.to(x.device))
+
+
+class StreamingExpectedActivation(StreamingMetric):
+    """`expected_activation` of rows that come part by part; float64, on the CPU.
+
+    Attributes:
+        total: Shape (d,), the sum of normalised activations.
+
+    Example:
+        >>> metric = StreamingExpectedActivation()
+        >>> metric.update(torch.tensor([[0.0, 2.0]]))
+        >>> metric.update(torch.tensor([[3.0, 4.0]]))
+        >>> metric.compute().order
+        tensor([1, 0])
+    """
+
+    sums = ("total",)
+    total: Tensor
+
+    @torch.no_grad()
+    def update(self, features: ArrayLike) -> None:
+        """Take in rows (n, d)."""
+        x = as_matrix("features", features)
+        part = self._part(x)
+        if part.finite:
+            part.total = sum_of(unit_rows(x.relu()))
+        self.merge(part)
+
+    def compute(self) -> ExpectedActivation:
+        """The numbers of all rows seen."""
+        if not self._known():
+            return ExpectedActivation(self._unknown(), self._unknown(-1))
+        mean = self.total / self.rows
+        return ExpectedActivation(mean, torch.argsort(mean, descending=True, stable=True))

@@ -135,3 +135,29 @@ def test_bad_input_is_refused() -> None:
         class_consistency(x[:0], y[:0])
     with pytest.raises(ValueError, match=r"cpu.*meta|meta.*cpu"):
         class_consistency(x, y.to("meta"))
+
+
+def test_ceiling_and_modal_class_against_the_definition() -> None:
+    features, labels = torch.randn(60, 12).clamp(min=0.5) - 0.5, torch.randint(4, (60,)) * 5
+    features[:, 3] = 0
+    result = class_consistency(features, labels)
+    y = labels.tolist()
+    for j in range(12):
+        of_active = [c for x, c in zip(features[:, j].tolist(), y, strict=True) if x > 0]
+        modal = max(sorted(set(of_active)), key=of_active.count, default=-1)
+        assert result.modal_class[j] == modal
+        if of_active:
+            assert result.ceiling[j] == pytest.approx(min(1, y.count(modal) / len(of_active)))
+            assert result.per_dimension[j] <= result.ceiling[j]
+        else:
+            assert result.ceiling[j].isnan()
+    assert result.modal_class.dtype == torch.int64
+
+
+def test_a_dimension_of_two_whole_classes_is_at_its_ceiling() -> None:
+    labels = torch.arange(4).repeat_interleave(5)
+    features = (labels < 2).float()[:, None]
+    result = class_consistency(features, labels)
+    assert result.per_dimension.tolist() == result.ceiling.tolist() == [0.5]
+    assert class_consistency(features, labels, min_support=11).modal_class.tolist() == [-1]
+    assert class_consistency(features, labels, min_support=11).ceiling.isnan().all()

@@ -29,16 +29,23 @@ OF_EMBEDDINGS: dict[str, Callable[[Any], Any]] = {
     "dci": lambda z: metrics.dci(z, FACTORS),
     "effective_rank": metrics.effective_rank,
     "expected_activation": metrics.expected_activation,
+    "hoyer": metrics.hoyer,
+    "l0": metrics.l0,
     "linear_r2": lambda z: metrics.linear_r2(z, FACTORS),
     "match_by_importance": lambda z: metrics.match_by_importance(FACTORS[:, [0, 1, 0, 1]], IMPORTANCE, z, IMPORTANCE),
     "match_by_search": lambda z: metrics.match_by_search(z, FACTORS),
     "mean_correlation_coefficient": lambda z: metrics.mean_correlation_coefficient(z, FACTORS),
+    "orthogonality": metrics.orthogonality,
+    "redundancy": metrics.redundancy,
     "sparsity": metrics.sparsity,
 }
 OF_LABELS: dict[str, Callable[[Any, Any], Any]] = {
     "class_consistency": metrics.class_consistency,
     "knn_accuracy of the training set": lambda z, y: metrics.knn_accuracy(z, y, KNOWN, KNOWN_LABELS, k=3),
     "knn_accuracy of the test set": lambda z, y: metrics.knn_accuracy(KNOWN, KNOWN_LABELS, z, y, k=3),
+    "semantic_entropy": metrics.semantic_entropy,
+    "semantic_entropy of means": lambda z, y: metrics.semantic_entropy(z, y, "mean"),
+    "semantic_entropy of frequencies": lambda z, y: metrics.semantic_entropy(z, y, "frequency"),
     "modal_class": lambda z, y: modal_class(np.asarray(z)[:, 0] if isinstance(z, list) else z[:, 0], y, eps=0.1),
 }
 OF_EITHER = {**{name: (lambda z, y, f=f: f(z)) for name, f in OF_EMBEDDINGS.items()}, **OF_LABELS}
@@ -242,7 +249,16 @@ def test_modes_and_a_default_device_change_nothing(name: str) -> None:
     assert list(numbers(found)) == expected
 
 
-ROW_NORMALISED = ["alive_dimensions", "expected_activation", "sparsity", *sorted(set(OF_LABELS) - {"modal_class"})]
+ROW_NORMALISED = [
+    "alive_dimensions",
+    "expected_activation",
+    "hoyer",
+    "l0",
+    "orthogonality",
+    "redundancy",
+    "sparsity",
+    *sorted(set(OF_LABELS) - {"modal_class"}),
+]
 
 
 @pytest.mark.parametrize("scale", [1e-37, 1e-8, 1e30])

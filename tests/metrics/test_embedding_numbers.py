@@ -12,7 +12,9 @@ from ssl_heads.metrics import (
     alive_dimensions,
     effective_rank,
     expected_activation,
+    hoyer,
     knn_accuracy,
+    l0,
     neighbours,
     sparsity,
 )
@@ -133,3 +135,35 @@ def test_bad_input_is_refused() -> None:
             metric(x[:0])
     with pytest.raises(ValueError, match="eps"):
         sparsity(x, eps=-1.0)
+
+
+# --- L0 and Hoyer
+
+
+def test_l0_is_the_width_times_the_density() -> None:
+    z = torch.randn(20, 7).relu()
+    assert l0(z) == pytest.approx(7 * (1 - sparsity(z)))
+    assert l0(z, eps=0.5) == pytest.approx(7 * (1 - sparsity(z, eps=0.5)))
+    assert l0(torch.zeros(2, 3)) == 0
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.2])
+def test_hoyer_against_the_definition(eps: float) -> None:
+    features = torch.randn(15, 6, dtype=torch.float64).clamp(min=-0.1)
+    features[3] = 0
+    values = []
+    for row in features:
+        kept = [float(x) for x in row / row.norm() if abs(x) > eps]
+        if kept:
+            l1, l2 = sum(map(abs, kept)), math.sqrt(sum(x * x for x in kept))
+            values.append((math.sqrt(6) - l1 / l2) / (math.sqrt(6) - 1))
+    assert len(values) == 14
+    assert hoyer(features, eps) == pytest.approx(sum(values) / 14, abs=1e-12)
+
+
+def test_hoyer_of_one_hot_equal_zero_and_narrow_rows() -> None:
+    assert hoyer(torch.eye(5)) == pytest.approx(1)
+    assert hoyer(torch.full((3, 5), -2.0)) == pytest.approx(0, abs=1e-6)
+    assert math.isnan(hoyer(torch.zeros(3, 5)))
+    with pytest.raises(ValueError, match=r"neither sparse nor dense, got features of shape \(3, 1\)"):
+        hoyer(torch.ones(3, 1))
