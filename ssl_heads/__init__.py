@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ssl_heads import adapters, functional, metrics, plots
+from ssl_heads.dimensions import Dimensions, dimensions
 from ssl_heads.heads import (
     BayesianGate,
     CanonicalEmbedding,
@@ -43,6 +44,7 @@ __all__ = [
     "CLIPLoss",
     "CanonicalEmbedding",
     "DeltaContrast",
+    "Dimensions",
     "FeatureImportance",
     "GatedEmbedding",
     "InfoNCELoss",
@@ -68,6 +70,7 @@ __all__ = [
     "__version__",
     "adapters",
     "canonicalize",
+    "dimensions",
     "functional",
     "metrics",
     "param_groups",

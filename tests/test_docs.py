@@ -44,7 +44,19 @@ LAYERS = (
     {"distributed"},
     {"functional"},
     {"heads", "losses", "metrics"},
-    {"adapters", "optim", "plots", "_images", "queue"},
+    {
+        "adapters",
+        "optim",
+        "plots",
+        "_images",
+        "_samples",
+        "_words",
+        "dimensions",
+        "select",
+        "report",
+        "__main__",
+        "queue",
+    },
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
