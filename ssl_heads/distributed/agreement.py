@@ -37,6 +37,7 @@ def world_size(group: ProcessGroup | None) -> int:
     return world
 
 
+@outside_graph
 def agree(
     first: object, facts: Mapping[str, object], check: Callable[[], T], group: ProcessGroup | None, least: int = 0
 ) -> tuple[tuple[int, ...], T]:
@@ -97,7 +98,6 @@ def embedding_facts(name: str, x: object) -> dict[str, object]:
 # -------------------------------------------------------------------------------------------------------- the exchange
 
 
-@outside_graph
 def exchange(
     rows: int, facts: Mapping[str, object], device: torch.device, group: ProcessGroup | None
 ) -> tuple[tuple[int, ...], str]:
