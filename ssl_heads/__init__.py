@@ -36,6 +36,8 @@ from ssl_heads.losses import (
 )
 from ssl_heads.optim import param_groups
 from ssl_heads.queue import MemoryQueue
+from ssl_heads.report import Report, report
+from ssl_heads.select import Selection, select
 
 __version__ = "0.1.0"
 
@@ -60,7 +62,9 @@ __all__ = [
     "NonNegLinear",
     "NonNegProjection",
     "OrthonormalAnchorRegression",
+    "Report",
     "ScalarCorrection",
+    "Selection",
     "SigLIPLoss",
     "SpectralLoss",
     "SquaredEuclidean",
@@ -75,4 +79,6 @@ __all__ = [
     "metrics",
     "param_groups",
     "plots",
+    "report",
+    "select",
 ]

@@ -23,11 +23,13 @@ def blocks(z: Tensor) -> Iterator[tuple[int, Tensor]]:
 def strongest_and_spread(z: Tensor, num_strongest: int, num_spread: int, eps: float) -> tuple[Tensor, Tensor]:
     """Samples of largest activation (d, k), and samples at even ranks among the other active ones (d, s)."""
     n, d = z.shape
+    found = torch.full((d, num_strongest + num_spread), -1, device="cpu")
+    if found.numel() == 0:
+        return found, found
     largest = z.abs().amax(dim=1, keepdim=True)
     largest = torch.where(largest > 0, largest, 1.0)
     parts = zip(torch.split(z, 1024), torch.split(largest, 1024), strict=True)
     norm = torch.cat([(part / scale).norm(dim=1, keepdim=True) for part, scale in parts]).clamp_min(1.0)
-    found = torch.full((d, num_strongest + num_spread), -1, device="cpu")
     step = max(MOST_ENTRIES // n, 1)
     for first in range(0, d, step):
         columns = (z[:, first : first + step] / largest / norm).T.cpu().contiguous()
@@ -45,6 +47,8 @@ def strongest_and_spread(z: Tensor, num_strongest: int, num_spread: int, eps: fl
 def near_misses(z: Tensor, gram: Tensor, count: int, eps: float) -> Tensor:
     r"""Inactive samples of largest :math:`q_i^\top \sum_l q_{lj} q_l`, block by block."""
     d = z.shape[1]
+    if count == 0:
+        return torch.full((d, 0), -1, device="cpu")
     towards = gram.to(z)
     best = torch.full((count, d), -math.inf, device=z.device, dtype=z.dtype)
     index = torch.full((count, d), -1, device=z.device)
