@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 EPS = 1e-5  # the papers' threshold
-CHUNK = 8192  # rows that are held in float64 at a time
+CHUNK = 1024  # rows that are held in float64 at a time
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -27,18 +27,28 @@ def active(x: Tensor, eps: float) -> Tensor:
     return unit_rows(x).abs() > eps
 
 
+def double(x: Tensor) -> Tensor:
+    """In float64; on the CPU where the device has no float64."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()
+
+
 def doubles(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The rows in float64, chunk by chunk; on the CPU where the device has no float64."""
+    """The rows in float64, chunk by chunk."""
     for chunk in zip(*(torch.split(x, CHUNK) for x in rows), strict=True):
-        yield tuple(x.cpu().double() if x.device.type == "mps" else x.double() for x in chunk)
+        yield tuple(map(double, chunk))
 
 
-def directions(name: str, x: Tensor) -> Tensor:
-    """Rows of length one; a row of zeros has no direction and is refused."""
+def refuse_zero_rows(name: str, x: Tensor) -> None:
+    """For cosines: a row of zeros has no direction."""
     zero = (x == 0).all(dim=1).nonzero()[:, 0].tolist()
     if zero:
         raise ValueError(f"{len(zero)} of {len(x)} rows of {name} are zero and have no direction; one is row {zero[0]}")
-    return unit_rows(x)
+
+
+def active_rows(x: Tensor, eps: float) -> Tensor:
+    """On how many rows each dimension is active: (n, d) to (d,), float64, on the CPU."""
+    counts = torch.stack([active(part, eps).sum(dim=0) for part in torch.split(x, CHUNK)])
+    return counts.sum(dim=0).cpu().double()
 
 
 def sum_of(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssl_heads.metrics._inputs import ArrayLike, as_matrix
-from ssl_heads.metrics._rows import EPS, active, products, sum_of, unit_rows
+from ssl_heads.metrics._rows import EPS, active_rows, products, unit_rows
 from ssl_heads.metrics.streaming import ByActivity
 
 
@@ -88,7 +88,7 @@ class _Columns(ByActivity):
         part = self._part(x)
         if part.finite:
             q = unit_rows(x)
-            part.gram, part.active_rows = products(q, q), sum_of(active(x, self.eps))
+            part.gram, part.active_rows = products(q, q), active_rows(x, self.eps)
         self.merge(part)
 
     def _cosines(self) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssl_heads.metrics._inputs import ArrayLike, as_matrix
-from ssl_heads.metrics._rows import EPS, active, sum_of, unit_rows
+from ssl_heads.metrics._rows import EPS, active_rows, unit_rows
 from ssl_heads.metrics.streaming import ByActivity
 
 
@@ -135,7 +135,7 @@ class _ActiveRows(ByActivity):
         x = as_matrix("features", features)
         part = self._part(x)
         if part.finite:
-            part.active_rows = sum_of(active(x, self.eps))
+            part.active_rows = active_rows(x, self.eps)
         self.merge(part)
 
 

@@ -171,6 +171,23 @@ class ByClass(ByActivity):
         self.classes = classes
 
 
+class KeepsRows(StreamingMetric):
+    """A metric whose number needs all rows: a tuple of the parts for each input, in the order of the updates."""
+
+    kept: ClassVar[tuple[str, ...]] = ()
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        super().reset()
+        for name in self.kept:
+            setattr(self, name, ())
+
+    def _add(self, other: Self) -> None:
+        super()._add(other)
+        for name in self.kept:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
 def class_index(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The classes that occur, which of them each row (n,) has, and the rows of each."""
     classes, which, rows = torch.unique(labels, return_inverse=True, return_counts=True)

@@ -32,6 +32,9 @@ LABELS = torch.randint(C, (N,), generator=torch.Generator().manual_seed(2)) * 10
 LABELS[::9] = -1
 
 
+POINTS = torch.randn(N, D, generator=torch.Generator().manual_seed(3))
+
+
 class Stream(NamedTuple):
     """How a streaming metric is made, the function of the same meaning, and inputs of n rows each."""
 
@@ -42,13 +45,23 @@ class Stream(NamedTuple):
 
 STREAMS: dict[str, Stream] = {
     "alive_dimensions": Stream(metrics.StreamingAliveDimensions, metrics.alive_dimensions, (codes(),)),
+    "clarity": Stream(metrics.StreamingClarity, metrics.clarity, (codes(), directions())),
     "class_consistency": Stream(metrics.StreamingClassConsistency, metrics.class_consistency, (codes(), LABELS)),
     "effective_rank": Stream(metrics.StreamingEffectiveRank, metrics.effective_rank, (codes(),)),
     "expected_activation": Stream(metrics.StreamingExpectedActivation, metrics.expected_activation, (codes(),)),
+    "gate_statistics": Stream(metrics.StreamingGateStatistics, metrics.gate_statistics, (codes().clamp(max=1),)),
     "hoyer": Stream(metrics.StreamingHoyer, metrics.hoyer, (codes(),)),
     "l0": Stream(metrics.StreamingL0, metrics.l0, (codes(),)),
+    "match_score": Stream(metrics.StreamingMatchScore, metrics.match_score, (codes() > 0, directions()[:, :3] > 0)),
+    "monosemanticity": Stream(metrics.StreamingMonosemanticity, metrics.monosemanticity, (codes() - 0.1, directions())),
     "orthogonality": Stream(metrics.StreamingOrthogonality, metrics.orthogonality, (codes(),)),
     "redundancy": Stream(metrics.StreamingRedundancy, metrics.redundancy, (codes(),)),
+    "retrieval": Stream(
+        lambda: metrics.StreamingRetrieval(k=4), lambda z, y: metrics.retrieval(z, y, k=4), (POINTS, LABELS)
+    ),
+    "seed_stability": Stream(
+        metrics.StreamingSeedStability, metrics.seed_stability, (codes() + 100, codes().flip(1) + directions()[:, :1])
+    ),
     "semantic_entropy": Stream(metrics.StreamingSemanticEntropy, metrics.semantic_entropy, (codes(), LABELS)),
     "sparsity": Stream(metrics.StreamingSparsity, metrics.sparsity, (codes(),)),
 }

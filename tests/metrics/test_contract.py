@@ -21,11 +21,25 @@ N, D, C = 40, 4, 3
 FACTORS = torch.randn(N, 2, generator=torch.Generator().manual_seed(1))
 IMPORTANCE = torch.tensor([1.0, 3.0, 2.0, 0.5])
 
+
+def curve(kept: Tensor) -> float:
+    return float(kept.double().mean())
+
+
+def controlled(z: Any, untrained: Any) -> tuple[float, ...]:
+    found = metrics.controls({"hoyer": metrics.hoyer, "rank": metrics.effective_rank}, z, untrained)
+    return tuple(x for arm in found for x in arm.values())
+
+
 # Each metric as a function of embeddings (n, d), and of labels where it takes them.
 OF_EMBEDDINGS: dict[str, Callable[[Any], Any]] = {
     "absolute_correlations": lambda z: metrics.absolute_correlations(z, FACTORS),
     "absolute_correlations of ranks": lambda z: metrics.absolute_correlations(FACTORS, z, "rank"),
     "alive_dimensions": metrics.alive_dimensions,
+    "clarity of activations": lambda z: metrics.clarity(z, KNOWN),
+    "clarity of embeddings": lambda z: metrics.clarity(KNOWN, z),
+    "controls": lambda z: controlled(z, KNOWN.flip(1)),
+    "controls of the untrained": lambda z: controlled(KNOWN.flip(1), z),
     "dci": lambda z: metrics.dci(z, FACTORS),
     "effective_rank": metrics.effective_rank,
     "expected_activation": metrics.expected_activation,
@@ -35,7 +49,14 @@ OF_EMBEDDINGS: dict[str, Callable[[Any], Any]] = {
     "match_by_importance": lambda z: metrics.match_by_importance(FACTORS[:, [0, 1, 0, 1]], IMPORTANCE, z, IMPORTANCE),
     "match_by_search": lambda z: metrics.match_by_search(z, FACTORS),
     "mean_correlation_coefficient": lambda z: metrics.mean_correlation_coefficient(z, FACTORS),
+    "monosemanticity of activations": lambda z: metrics.monosemanticity(z, KNOWN),
+    "monosemanticity of embeddings": lambda z: metrics.monosemanticity(KNOWN, z),
     "orthogonality": metrics.orthogonality,
+    "seed_stability": lambda z: metrics.seed_stability(z, KNOWN),
+    "seed_stability of the other": lambda z: metrics.seed_stability(KNOWN, z),
+    "selection_curves": lambda z: metrics.selection_curves(metrics.expected_activation(z)[0], [1, 3], curve)[1:],
+    "sepin": lambda z: metrics.sepin(z, KNOWN, [1, 3], batch_size=16),
+    "sepin of the other": lambda z: metrics.sepin(KNOWN, z, [1, 3], batch_size=16),
     "redundancy": metrics.redundancy,
     "sparsity": metrics.sparsity,
 }
@@ -43,6 +64,11 @@ OF_LABELS: dict[str, Callable[[Any, Any], Any]] = {
     "class_consistency": metrics.class_consistency,
     "knn_accuracy of the training set": lambda z, y: metrics.knn_accuracy(z, y, KNOWN, KNOWN_LABELS, k=3),
     "knn_accuracy of the test set": lambda z, y: metrics.knn_accuracy(KNOWN, KNOWN_LABELS, z, y, k=3),
+    "k_sparse_probe of the training set": lambda z, y: metrics.k_sparse_probe(z, y, KNOWN, KNOWN_LABELS, [1, 3])[:3],
+    "k_sparse_probe of the test set": lambda z, y: metrics.k_sparse_probe(KNOWN, KNOWN_LABELS, z, y, [1, 3])[:3],
+    "linear_probe of the training set": lambda z, y: metrics.linear_probe(z, y, KNOWN, KNOWN_LABELS),
+    "linear_probe of the test set": lambda z, y: metrics.linear_probe(KNOWN, KNOWN_LABELS, z, y),
+    "retrieval": lambda z, y: metrics.retrieval(z, y, k=5),
     "semantic_entropy": metrics.semantic_entropy,
     "semantic_entropy of means": lambda z, y: metrics.semantic_entropy(z, y, "mean"),
     "semantic_entropy of frequencies": lambda z, y: metrics.semantic_entropy(z, y, "frequency"),
@@ -53,9 +79,10 @@ SIZES = torch.tensor([1, 3, 5])
 
 
 def embeddings() -> Tensor:
-    """Non-negative, half of it zero, and exact in half precision."""
+    """Non-negative, half of it zero but no row, and exact in half precision."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randint(0, 17, (N, D), generator=generator) / 16 * (torch.rand(N, D, generator=generator) < 0.5)
+    z[(z == 0).all(dim=1), 0] = 0.5
     return z
 
 
@@ -84,7 +111,16 @@ def unknown(number: float) -> bool:
 
 def test_every_metric_is_in_the_tables() -> None:
     public = {name for name in metrics.__all__ if inspect.isfunction(getattr(metrics, name))}
-    assert public - {name.split()[0] for name in OF_EITHER} == {"expected_modal_share"}  # it takes labels alone
+    # labels alone, truth values that cannot be NaN, gates within [0, 1], and a module
+    others = {
+        "expected_modal_share",
+        "gate_statistics",
+        "match_gain",
+        "match_score",
+        "tapa_score",
+        "untrained_copy",
+    }
+    assert public - {name.split()[0] for name in OF_EITHER} == others
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -257,7 +293,7 @@ ROW_NORMALISED = [
     "orthogonality",
     "redundancy",
     "sparsity",
-    *sorted(set(OF_LABELS) - {"modal_class"}),
+    *sorted(name for name in OF_LABELS if name != "modal_class" and "probe" not in name),
 ]
 
 
