@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -29,7 +28,10 @@ def promote(x: Tensor) -> Tensor:
 
 def widest(*rows: Tensor) -> torch.dtype:
     """The dtype that holds the values of all of these tensors."""
-    return functools.reduce(torch.promote_types, [x.dtype for x in rows])
+    dtype = rows[0].dtype
+    for x in rows[1:]:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return dtype
 
 
 def one_dtype(*rows: Tensor) -> tuple[Tensor, ...]:

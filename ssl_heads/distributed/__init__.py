@@ -35,15 +35,15 @@ from ssl_heads.distributed.reductions import (
     square_sum,
     weighted_square_sum,
 )
-from ssl_heads.distributed.shard import Gather, Pairs, Shard, check_gather
+from ssl_heads.distributed.shard import GATHERS, Gather, Pairs, Shard
 
 __all__ = [
+    "GATHERS",
     "Gather",
     "Pairs",
     "Shard",
     "all_gather_rows",
     "all_reduce_sum",
-    "check_gather",
     "class_sum",
     "distance_from_identity",
     "log_sum_exp",

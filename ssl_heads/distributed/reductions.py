@@ -16,7 +16,7 @@ from ssl_heads import similarity
 from ssl_heads.distributed import ring
 from ssl_heads.distributed.collectives import global_log_sum_exp
 from ssl_heads.distributed.shard import Pairs, Shard
-from ssl_heads.similarity import Exclusion, Impl, gram
+from ssl_heads.similarity import Impl, gram
 
 
 def log_sum_exp(
@@ -47,7 +47,7 @@ def log_sum_exp(
     """
     shard = pairs.shard
     if shard.is_local:
-        exclusion = _own_block(pairs, query, key)
+        exclusion = pairs.exclusion_for_block(shard.rank, query, key)
         return similarity.log_sum_exp(
             query, key, scale, exclusion=exclusion, columns=columns, bound=bound, dtype=dtype, impl=impl
         )
@@ -98,16 +98,11 @@ def self_log_sum_exp(
     """
     shard = pairs.shard
     if shard.is_local:
-        exclusion = _own_block(pairs, x, x)
+        exclusion = pairs.exclusion_for_block(shard.rank, x, x)
         return similarity.self_log_sum_exp(
             x, scale, weight=weight, exclusion=exclusion, bound=bound, dtype=dtype, impl=impl
         )
     return log_sum_exp(x if weight is None else x * weight, x, scale, pairs, bound=bound, dtype=dtype, impl=impl)[0]
-
-
-def _own_block(pairs: Pairs, query: Tensor, key: Tensor) -> Exclusion:
-    rows = pairs.shard.rows
-    return pairs.exclusion_for_block(pairs.shard.rank, query.shape[0] // rows, key.shape[0] // rows)
 
 
 def softplus_sum(
@@ -125,7 +120,7 @@ def softplus_sum(
     if shard.gather == "ring":
         return ring.softplus_sum(query * scale, key, bias, pairs, dtype, impl)
     keys = shard.gathered(key)
-    exclusion = _own_block(pairs, query, key) if shard.is_local else pairs.exclusion_for_all(1)
+    exclusion = pairs.exclusion_for_block(shard.rank, query, key) if shard.is_local else pairs.exclusion_for_all(1)
     return similarity.softplus_sum(query, keys, scale, bias, exclusion=exclusion, dtype=dtype, impl=impl)
 
 

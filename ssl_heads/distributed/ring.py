@@ -165,19 +165,18 @@ class _LogSumExp(torch.autograd.Function):
         impl: Impl,
     ) -> tuple[Tensor, Tensor]:
         shard = pairs.shard
-        views = query.shape[0] // shard.rows, key.shape[0] // shard.rows
         row = query.new_full((query.shape[0],), -torch.inf)
         query, key = rows_to_send(impl, dtype, query, key)
         column = RingReduce(shard, logaddexp_)
         for source, (block,) in ring_blocks(shard, key):
-            matrix = Matrix(query, block, exclusion=pairs.exclusion_for_block(source, *views), bound=bound)
+            matrix = Matrix(query, block, exclusion=pairs.exclusion_for_block(source, query, block), bound=bound)
             by_row, by_column, _ = block_backend(impl).pair_forward(matrix, columns, one_sweep=False)
             logaddexp_(row, by_row)
             if columns:
                 column.put(source, by_column)
         own_column = column.result() if columns else row.new_empty(0)
         ctx.save_for_backward(query, key, row, own_column)
-        ctx.pairs, ctx.views, ctx.bound, ctx.impl = pairs, views, bound, impl
+        ctx.pairs, ctx.bound, ctx.impl = pairs, bound, impl
         return row, own_column
 
     @staticmethod
@@ -193,7 +192,7 @@ class _LogSumExp(torch.autograd.Function):
         sent = (key, own_column, own_column_gradient) if len(own_column) else (key,)
         for source, (block, *of_columns) in ring_blocks(shard, *sent):
             column = LogSum(*of_columns) if of_columns else None
-            matrix = Matrix(query, block, exclusion=pairs.exclusion_for_block(source, *ctx.views), bound=ctx.bound)
+            matrix = Matrix(query, block, exclusion=pairs.exclusion_for_block(source, query, block), bound=ctx.bound)
             backward = block_backend(ctx.impl).pair_backward
             by_query, by_key, _ = backward(matrix, LogSum(row, row_gradient), column, nothing, False, needs)
             if needs_query:
@@ -214,7 +213,7 @@ class _SoftplusSum(torch.autograd.Function):
         ctx.pairs, ctx.impl = pairs, impl
         total = bias.new_zeros(())
         for source, (block,) in ring_blocks(pairs.shard, key):
-            matrix = Matrix(query, block, exclusion=pairs.exclusion_for_block(source, 1, 1))
+            matrix = Matrix(query, block, exclusion=pairs.exclusion_for_block(source, query, block))
             total += block_backend(impl).softplus(matrix, bias, gradient=False)[0]
         return total
 
@@ -227,7 +226,7 @@ class _SoftplusSum(torch.autograd.Function):
         query_gradient, bias_gradient = torch.zeros_like(query, dtype=bias.dtype), torch.zeros_like(bias)
         key_gradient = RingReduce(ctx.pairs.shard)
         for source, (block,) in ring_blocks(ctx.pairs.shard, key):
-            matrix = Matrix(query, block, exclusion=ctx.pairs.exclusion_for_block(source, 1, 1))
+            matrix = Matrix(query, block, exclusion=ctx.pairs.exclusion_for_block(source, query, block))
             found = block_backend(ctx.impl).softplus(matrix, bias, gradient=True)
             _, by_query, by_key, _, by_bias = found
             query_gradient += by_query

@@ -26,11 +26,6 @@ GATHERS = get_args(Gather)
 T = TypeVar("T")
 
 
-def check_gather(gather: str) -> None:
-    """Raise ``ValueError`` for an unknown way of gathering."""
-    _check.choice("gather", gather, GATHERS)
-
-
 @dataclass(frozen=True)
 class Shard:
     """Where the rows of this rank lie in the batch of all ranks.
@@ -72,7 +67,7 @@ class Shard:
             ValueError: On every rank, if one has no rows or refuses its inputs, or if the form, or width, dtype,
                 device or the need of a gradient of a view differ.
         """
-        check_gather(gather)
+        _check.choice("gather", gather, GATHERS)
         first = next(iter(views.values()))
         if gather == "none" or world_size(group) == 1:
             checked = check()
@@ -158,13 +153,14 @@ class Pairs:
     ids: Tensor | None = None
     keep_equal: bool = False
 
-    def exclusion_for_block(self, rank: int, query_views: int, key_views: int) -> Exclusion:
+    def exclusion_for_block(self, rank: int, query: Tensor, key: Tensor) -> Exclusion:
         """The own rows against those of one rank, both stacked view by view."""
         exclusion = Exclusion.modulo(self.shard.rows) if rank == self.shard.rank else Exclusion.nothing()
         if self.ids is None:
             return exclusion
-        query_ids = repeat(self.ids[self.shard.own], "n -> (views n)", views=query_views)
-        key_ids = repeat(self.ids[self.shard.span(rank)], "n -> (views n)", views=key_views)
+        query_ids, key_ids = self.ids[self.shard.own], self.ids[self.shard.span(rank)]
+        query_ids = repeat(query_ids, "n -> (views n)", views=len(query) // len(query_ids))
+        key_ids = repeat(key_ids, "n -> (views n)", views=len(key) // len(key_ids))
         return exclusion.with_ids(query_ids, key_ids, self.keep_equal)
 
     def exclusion_for_all(self, key_views: int) -> Exclusion:

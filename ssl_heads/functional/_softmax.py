@@ -22,7 +22,8 @@ def unit_rows(x: Tensor, normalize: bool, impl: Impl = "tiled") -> Tensor:
         similarity.refuse_transforms()
         from ssl_heads.rowwise import host as fused
 
-        return fused.unit_rows(x)
+        rows: Tensor = fused.normalized_rows(x)[0]
+        return rows
     x = promote(x)
     return safe_normalize(x) if normalize else x
 
@@ -37,8 +38,10 @@ def inverse(temperature: float | Tensor) -> float | Tensor:
 
     A T that is not above zero gives NaN where reading the value would wait for a device.
     """
-    t = scalar(temperature)
-    return torch.where((t > 0) & t.isfinite(), 1 / t, torch.nan) if isinstance(t, Tensor) else 1 / t
+    if not isinstance(temperature, Tensor):
+        return 1 / temperature
+    t = promote(temperature).reshape(())
+    return torch.where((t > 0) & t.isfinite(), 1 / t, torch.nan)
 
 
 def row_dots(a: Tensor, b: Tensor) -> Tensor:

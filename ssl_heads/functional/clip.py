@@ -11,7 +11,7 @@ from ssl_heads import _check, distributed
 from ssl_heads._numerics import one_dtype, product_dtype
 from ssl_heads.distributed import Gather, Pairs, Shard
 from ssl_heads.functional._softmax import against_negatives, row_dots, scalar
-from ssl_heads.similarity import Impl, check_impl
+from ssl_heads.similarity import IMPLS, Impl
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -55,7 +55,7 @@ def clip_loss(
 
     def checked() -> tuple[float | Tensor, float | Tensor]:
         _check.paired("image_features", image_features, "text_features", text_features)
-        check_impl(impl)
+        _check.choice("impl", impl, IMPLS)
         bias = 0.0 if logit_bias is None else _check.scalar("logit_bias", logit_bias)
         return scalar(_check.scalar("logit_scale", logit_scale)), scalar(bias)
 
@@ -113,7 +113,7 @@ def siglip_loss(
 
     def checked() -> tuple[float | Tensor, float | Tensor]:
         _check.paired("image_features", image_features, "text_features", text_features)
-        check_impl(impl)
+        _check.choice("impl", impl, IMPLS)
         return scalar(_check.scalar("logit_scale", logit_scale)), _check.scalar("logit_bias", logit_bias)
 
     form = {"call": "siglip_loss", "logit_scale": logit_scale, "logit_bias": logit_bias, "impl": impl}

@@ -20,7 +20,7 @@ from ssl_heads.functional._softmax import (
     unit_rows,
 )
 from ssl_heads.functional.groups import group_index
-from ssl_heads.similarity import Exclusion, Impl, check_impl
+from ssl_heads.similarity import IMPLS, Exclusion, Impl
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -69,7 +69,7 @@ def nt_xent(
 
     def checked() -> tuple[float | Tensor, Tensor | None]:
         _check.paired("z0", z0, "z1", z1)
-        check_impl(impl)
+        _check.choice("impl", impl, IMPLS)
         integers = None if ids is None else _check.integers("ids", ids, len(z0), "z0", z0)
         return inverse(_check.positive("temperature", temperature)), integers
 
@@ -130,7 +130,7 @@ def info_nce(
         if queue is not None:
             _check.rows("queue", queue)
             _check.same_width("query", query, "queue", queue)
-        check_impl(impl)
+        _check.choice("impl", impl, IMPLS)
         return inverse(_check.positive("temperature", temperature)), integer_ids(query, ids, queue, queue_ids)
 
     form: dict[str, object] = {"call": "info_nce", "temperature": temperature, "normalize": normalize, "impl": impl}

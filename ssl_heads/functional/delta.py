@@ -10,11 +10,11 @@ from torch import Tensor
 from ssl_heads import _check
 from ssl_heads._modes import without_autocast
 from ssl_heads._numerics import promote
-from ssl_heads.distributed import Gather, Shard, check_gather
+from ssl_heads.distributed import GATHERS, Gather, Shard
 from ssl_heads.functional._negatives import Negatives
 from ssl_heads.functional._softmax import against_negatives
 from ssl_heads.functional.dissimilarities import Dissimilarity, Transposed, check_dissimilarity
-from ssl_heads.similarity import Impl, check_impl
+from ssl_heads.similarity import IMPLS, Impl
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -67,8 +67,8 @@ class DeltaForm(NamedTuple):
             raise ValueError(
                 f"clamp must be at most {LARGEST_CLAMP}, so that sums of exp(2 clamp) stay finite; got {clamp}"
             )
-        check_gather(gather)
-        check_impl(impl)
+        _check.choice("gather", gather, GATHERS)
+        _check.choice("impl", impl, IMPLS)
         if gather == "ring":
             raise ValueError("gather='ring' has no delta loss: use 'all', which holds the columns of all ranks on each")
         if self.symmetric and self.kind != "infonce":

@@ -12,7 +12,7 @@ from ssl_heads._numerics import product_dtype
 from ssl_heads.distributed import Gather, Pairs, Shard
 from ssl_heads.functional._softmax import against_negatives, cosine_bound, inverse, row_dots, unit_rows
 from ssl_heads.functional.groups import counted, group_index, group_sizes
-from ssl_heads.similarity import Impl, check_impl
+from ssl_heads.similarity import IMPLS, Impl
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -68,7 +68,7 @@ def sup_con(
         _check.rows("embeddings", embeddings)
         integers = _check.integers("labels", labels, len(embeddings), "embeddings", embeddings)
         _check.choice("multi_positive", multi_positive, MULTI_POSITIVES)
-        check_impl(impl)
+        _check.choice("impl", impl, IMPLS)
         return inverse(_check.positive("temperature", temperature)), integers
 
     form = {"call": "sup_con", "temperature": temperature, "multi_positive": multi_positive, "impl": impl}

@@ -13,7 +13,7 @@ from ssl_heads._numerics import one_dtype, product_dtype, promote
 from ssl_heads.distributed import Gather, Pairs, Shard
 from ssl_heads.functional._softmax import against_negatives, inverse, nt_xent_of_rows, row_dots, unit_rows
 from ssl_heads.functional.spectral import spectral_of_rows
-from ssl_heads.similarity import Impl, check_impl
+from ssl_heads.similarity import IMPLS, Impl
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -182,7 +182,7 @@ def _shard(
     def checked() -> float | Tensor:
         _check.paired("z0", z0, "z1", z1)
         _check_importance(importance, z0)
-        check_impl(impl)
+        _check.choice("impl", impl, IMPLS)
         return inverse(_check.positive("temperature", temperature))
 
     form = {"call": call, "importance": importance, "temperature": temperature, "impl": impl}

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ssl_heads import _check
 from ssl_heads._start import reset_parts
-from ssl_heads.distributed import Gather, check_gather
-from ssl_heads.similarity import Impl, check_impl
+from ssl_heads.distributed import GATHERS, Gather
+from ssl_heads.similarity import IMPLS, Impl
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -64,8 +65,8 @@ class GatheringLoss(Loss):
 
     def __init__(self, gather: Gather, group: ProcessGroup | None, impl: Impl = "auto") -> None:
         super().__init__()
-        check_gather(gather)
-        check_impl(impl)
+        _check.choice("gather", gather, GATHERS)
+        _check.choice("impl", impl, IMPLS)
         self.gather, self.group, self.impl = gather, group, impl
 
     def reset_parameters(self) -> None:

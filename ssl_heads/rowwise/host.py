@@ -228,15 +228,9 @@ def _rows_together(x: Tensor | None) -> Tensor | None:
 UNIT = Settings(eps=default_eps(torch.float32))
 
 
-def unit_rows(x: Tensor) -> Tensor:
-    """Rows of length one, or zero, in float32: one kernel each way in place of a chain of torch functions."""
-    u: Tensor = normalized_rows(x)[0]
-    return u
-
-
 @torch.library.custom_op("ssl_heads::triton_unit_rows", mutates_args=())
 def normalized_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`x_i / |x_i|`, 0 for a zero row, and the inverse norms; float32."""
+    """`x_i / |x_i|`, 0 for a zero row, and the inverse norms, in float32: one kernel each way in place of a chain."""
     rows = prologue(x, UNIT, dtype=torch.float32)
     return rows.key, rows.inverse_norm
 

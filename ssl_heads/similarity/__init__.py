@@ -14,8 +14,8 @@ Row and column biases are two more features: `[scale q, a, 1] @ [k, 1, b]^T`.
 from __future__ import annotations
 
 from ssl_heads.similarity.dispatch import (
+    IMPLS,
     Impl,
-    check_impl,
     implementation,
     kernels_run_on,
     log_sum_exp,
@@ -26,9 +26,9 @@ from ssl_heads.similarity.dispatch import (
 from ssl_heads.similarity.exclusion import Exclusion
 
 __all__ = [
+    "IMPLS",
     "Exclusion",
     "Impl",
-    "check_impl",
     "implementation",
     "kernels_run_on",
     "log_sum_exp",

@@ -33,11 +33,6 @@ DENSE_ON_GPU_UP_TO = 1024 * 1024
 """The same where each launch costs microseconds."""
 
 
-def check_impl(impl: str) -> None:
-    """Raise `ValueError` for an unknown implementation."""
-    _check.choice("impl", impl, IMPLS)
-
-
 def refuse_transforms() -> None:
     """Operators without rules for torch.func and forward mode would stop in torch, or drop a tangent without a word."""
     if is_transformed():
@@ -54,7 +49,7 @@ def kernels_run_on(device: torch.device) -> bool:
 
 def implementation(impl: Impl, query: Tensor, columns: int) -> Literal["dense", "tiled", "triton"]:
     """The backend of a call with these rows and so many columns."""
-    check_impl(impl)
+    _check.choice("impl", impl, IMPLS)
     if impl != "auto":
         return impl
     if is_transformed() or query.shape[0] * columns <= (DENSE_ON_GPU_UP_TO if query.is_cuda else DENSE_UP_TO):
