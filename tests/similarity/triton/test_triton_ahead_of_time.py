@@ -35,7 +35,8 @@ def test_compiles_as_recorded(architecture: str, tmp_path: Path) -> None:
     run = compile_for(tmp_path, "--heaviest", "--only", architecture)
     assert run.returncode == 0, "\n".join(re.findall(r"FAIL.*", run.stdout)) + run.stderr[-3000:]
     if triton.__version__ == json.loads(RECORD.read_text())["triton"]:
-        assert "6 kernels, 0 fail; compared with the record" in run.stdout
+        compiled = 6 if architecture == "sm_90" else 2
+        assert f"{compiled} kernels, 0 fail; compared with the record" in run.stdout
 
 
 def test_another_kernel_or_another_table_is_another_record(tmp_path: Path) -> None:
