@@ -313,15 +313,25 @@ def test_eps_means_one_thing(eps: float) -> None:
     active = unit.abs() > eps
     assert metrics.sparsity(z, eps=eps) == pytest.approx(1 - active.double().mean().item())
     assert metrics.alive_dimensions(z, eps=eps) == active.any(dim=0).sum()
+    assert metrics.l0(z, eps=eps) == pytest.approx(active.double().sum(dim=1).mean().item())
+    assert metrics.clarity(z, FACTORS, eps=eps).support.tolist() == active.sum(dim=0).tolist()
+    dead = (~active.any(dim=0)).tolist()
+    assert metrics.semantic_entropy(z, LABELS, eps=eps).per_dimension.isnan().tolist() == dead
+    assert metrics.seed_stability(z, FACTORS, eps=eps).per_dimension.isnan().tolist() == dead
+    alive = sum(not x for x in dead)
+    assert math.isnan(metrics.orthogonality(z, eps=eps)) == math.isnan(metrics.redundancy(z, eps=eps)) == (alive < 2)
     support = metrics.class_consistency(z, LABELS, eps=eps).support
     assert support.tolist() == active.sum(dim=0).tolist()
     assert [modal_class(q, LABELS, eps=eps).support for q in unit.unbind(dim=1)] == support.tolist()
 
 
 def test_eps_has_one_default() -> None:
-    functions = [metrics.sparsity, metrics.alive_dimensions, metrics.class_consistency, modal_class]
-    assert {inspect.signature(f).parameters["eps"].default for f in functions} == {EPS}
-    for function in functions[:2]:
+    public = [modal_class, *(getattr(metrics, name) for name in metrics.__all__)]
+    signatures = [inspect.signature(f).parameters for f in public if callable(f)]
+    defaults = [parameters["eps"].default for parameters in signatures if "eps" in parameters]
+    assert len(defaults) > 20
+    assert set(defaults) == {EPS}
+    for function in (metrics.sparsity, metrics.alive_dimensions, metrics.l0, metrics.hoyer, metrics.orthogonality):
         for eps in (0.0, -1.0, math.nan):
             with pytest.raises(ValueError, match=f"eps.*{eps}"):
                 function(KNOWN, eps=eps)
@@ -344,6 +354,52 @@ def test_degenerate_embeddings() -> None:
         with pytest.raises(ValueError, match="factor 0 does not vary"):
             getattr(metrics, name)(KNOWN, one[:, None])
     assert metrics.knn_accuracy(KNOWN, one, KNOWN, one) == 1
+
+
+def test_all_dead_one_class_and_three_samples() -> None:
+    """A number of its definition, NaN where that has none, or one line that says what is wrong."""
+    dead, one = torch.zeros(N, D), torch.zeros(N, dtype=torch.int64)
+    assert all(map(math.isnan, numbers((metrics.hoyer(dead), metrics.orthogonality(dead), metrics.redundancy(dead)))))
+    assert metrics.l0(dead) == 0
+    assert all(map(math.isnan, numbers(metrics.semantic_entropy(dead, LABELS))))
+    assert all(map(math.isnan, numbers(metrics.monosemanticity(dead, KNOWN))))
+    assert math.isnan(metrics.clarity(dead, KNOWN).mean)
+    assert metrics.match_score(dead, KNOWN > 0).mean == 0
+    assert math.isnan(metrics.seed_stability(dead, dead).mean)
+    assert metrics.seed_stability(dead, KNOWN).mean == 0
+    assert metrics.linear_probe(dead, LABELS, dead, LABELS) == pytest.approx(14 / N)  # the largest class
+    assert metrics.k_sparse_probe(dead, LABELS, dead, LABELS).accuracy.tolist() == [0.5] * 4
+    assert metrics.sepin(dead, dead, [1]).mean.tolist() == [0]
+    assert metrics.controls({"l0": metrics.l0}, dead, KNOWN).random == {"l0": 0}
+
+    assert metrics.class_consistency(KNOWN, one).ceiling.tolist() == [1] * D
+    assert metrics.semantic_entropy(KNOWN, one).mean == 0
+    assert metrics.retrieval(KNOWN, one, k=5) == (1, 1, pytest.approx(5 / (N - 1)))
+    for probe in (metrics.linear_probe, metrics.k_sparse_probe):
+        with pytest.raises(ValueError, match="two classes or more"):
+            probe(KNOWN, one, KNOWN, one)
+
+    three, labels = KNOWN[:3], [0, 0, 1]
+    assert metrics.retrieval(three, labels, k=2).recall == 1
+    assert 0 <= metrics.linear_probe(three, labels, three, labels) <= 1
+    assert metrics.seed_stability(three, three).mean == pytest.approx(1)
+    with pytest.raises(ValueError, match="between 1 and the 2 other rows, got 10"):
+        metrics.retrieval(three, labels)
+
+
+@pytest.mark.parametrize("name", OF_LABELS)
+def test_labels_of_other_rows_are_refused(name: str) -> None:
+    for labels in (LABELS[:-1], torch.cat([LABELS, LABELS])):
+        with pytest.raises(ValueError, match=r"\(40,\)|\(40, 4\)"):
+            OF_LABELS[name](embeddings(), labels)
+
+
+@pytest.mark.parametrize("name", ["clarity", "controls", "monosemanticity", "seed_stability", "sepin"])
+def test_other_samples_are_refused(name: str) -> None:
+    first = {"l0": metrics.l0} if name == "controls" else None
+    arguments = [KNOWN, KNOWN[:-1]] if first is None else [first, KNOWN, KNOWN[:-1]]
+    with pytest.raises(ValueError, match=r"same samples, got shapes \(40, 4\) and \(39, 4\)"):
+        getattr(metrics, name)(*arguments)
 
 
 @pytest.mark.parametrize("value", [1.5, "3", None])
