@@ -122,10 +122,25 @@ def _retrieval(unit: Tensor, y: Tensor, k: int) -> Retrieval:
         for rows in torch.split((others > 0).nonzero()[:, 0], max(MAX_SIMILARITIES // len(unit), 1)):
             similarity = unit[rows] @ unit.T
             similarity.scatter_(1, rows[:, None], -math.inf)
-            nearest = similarity.sort(dim=1, descending=True, stable=True).indices[:, :k]
-            hits, relevant = (y[nearest] == y[rows, None]).cpu().double(), others[rows].cpu()
+            hits, relevant = (y[nearest(similarity, k)] == y[rows, None]).cpu().double(), others[rows].cpu()
             found, precision = hits.sum(dim=1), hits.cumsum(dim=1) / place
             average = (precision * hits).sum(dim=1) / relevant.clamp_max(k)
             totals += torch.stack([found / k, average, found / relevant]).sum(dim=1)
     precision, average, recall = (totals / int((others > 0).sum())).tolist()
     return Retrieval(precision, average, recall)
+
+
+def nearest(similarity: Tensor, k: int) -> Tensor:
+    """Columns of the k largest entries of each row, the largest first; equal entries in the order of their columns.
+
+    A row is sorted as a whole only where entries outside of the k equal the last of them.
+
+    Example:
+        >>> nearest(torch.tensor([[0.0, 2.0, 1.0, 2.0, 1.0]]), 3)
+        tensor([[1, 3, 2]])
+    """
+    values, columns = similarity.topk(k, dim=1)
+    crowded = (similarity >= values[:, -1:]).sum(dim=1) > k
+    columns[crowded] = similarity[crowded].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    columns = columns.sort(dim=1).values
+    return columns.gather(1, similarity.gather(1, columns).sort(dim=1, descending=True, stable=True).indices)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ssl_heads.metrics import StreamingRetrieval, retrieval
+from ssl_heads.metrics.retrieval import nearest
 
 MODULE = StreamingRetrieval.__module__
 
@@ -67,3 +68,11 @@ def test_bad_k_is_refused() -> None:
             retrieval(x, y, k)
     with pytest.raises(ValueError, match="between 1 and the 0 other rows"):
         retrieval(x[:1], [0], 1)
+
+
+@pytest.mark.parametrize("k", [1, 4, 19])
+def test_nearest_is_a_stable_sort(k: int) -> None:
+    similarity = torch.randint(0, 5, (50, 20)).float()
+    similarity[:, 3] = -math.inf
+    expected = similarity.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    assert torch.equal(nearest(similarity, k), expected)
