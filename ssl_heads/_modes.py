@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Autocast off for the device of ``x``; devices that have none, such as meta, have nothing to switch off."""
+    """Autocast off for the device of `x`; devices that have none, such as meta, have nothing to switch off."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()
 
@@ -28,7 +28,7 @@ def has_autocast(device: str) -> bool:
 
 
 def saveable(x: Tensor) -> Tensor:
-    """``x``, or a copy of what was made in inference mode: autograd keeps no such tensor for a backward pass."""
+    """`x`, or a copy of what was made in inference mode: autograd keeps no such tensor for a backward pass."""
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not x.is_inference():
         return x
     return x.clone()
@@ -48,7 +48,7 @@ def is_traced() -> bool:
 
 
 def is_recorded(x: object) -> bool:
-    """Whether torch.fx or torch.jit.trace writes down what happens to ``x``: operations, and no checks of a shape."""
+    """Whether torch.fx or torch.jit.trace writes down what happens to `x`: operations, and no checks of a shape."""
     return isinstance(x, Proxy) or is_traced()
 
 

@@ -11,7 +11,7 @@ from ssl_heads._modes import has_autocast, one_node, saveable
 
 
 def accumulator(x: Tensor) -> torch.dtype:
-    """The dtype of sums over ``x``: float32, or float64 for float64."""
+    """The dtype of sums over `x`: float32, or float64 for float64."""
     return torch.promote_types(x.dtype, torch.float32)
 
 

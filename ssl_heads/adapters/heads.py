@@ -26,7 +26,7 @@ class GatedHead(nn.Module):
         gate: The gate of these embeddings, which decides by the same features.
 
     Raises:
-        ValueError: In `take_kl` before any call; in forward after 64 calls whose divergence nobody took.
+        ValueError: If `take_kl` comes before any call, or forward after 64 calls whose divergence was not taken.
 
     Example:
         >>> from ssl_heads import BayesianGate, NonNegProjection

@@ -18,7 +18,7 @@ class MoCoCriterion(nn.Module):
     The temperature is in the logits already.
 
     Raises:
-        ValueError: In forward, if the logits have no negative column or a target is not zero (looked at on the CPU).
+        ValueError: If, in forward, the logits have no negative column or a target is not zero (looked at on the CPU).
 
     Example:
         >>> from ssl_heads.adapters import MoCoCriterion

@@ -20,7 +20,7 @@ class OpenCLIP(nn.Module):
     Args:
         loss: A loss of two views, a `CLIPLoss` or a `SigLIPLoss`.
         penalty: Gives a scalar to add, for instance `lambda: 3e-5 * head.take_kl()` of a `GatedHead`.
-        beside: open_clip's own loss, for its terms beside the contrast: `caption_loss` of a `CoCaLoss`,
+        beside: The loss of open_clip itself, for its terms beside the contrast: `caption_loss` of a `CoCaLoss`,
             `distill_loss` of a `DistillClipLoss`. The contrast is ours, times its `clip_loss_weight`.
 
     Raises:

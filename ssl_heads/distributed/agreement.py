@@ -51,7 +51,7 @@ def agree(
         least: The smallest number of rows that a rank may hold.
 
     Raises:
-        ValueError: On every rank, if facts differ, one holds too few rows, or one refuses its inputs.
+        ValueError: If facts differ, one rank holds too few rows, or one refuses its inputs; on every rank.
     """
     cause, verdict = None, ACCEPTED
     try:
@@ -79,7 +79,7 @@ def described_value(value: object) -> str:
 
 
 def needs_gradient(x: object) -> bool:
-    """Whether autograd records operations on ``x``."""
+    """Whether autograd records operations on `x`."""
     return isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
 
 
@@ -103,7 +103,7 @@ def exchange(
 ) -> tuple[tuple[int, ...], str]:
     """The rows of every rank, and in words what differs between their facts, or nothing.
 
-    The exchange stays on the CPU where the group has a backend for it (``cpu:gloo,cuda:nccl``).
+    The exchange stays on the CPU where the group has a backend for it (`cpu:gloo,cuda:nccl`).
     """
     described = {name: " ".join(described_value(value).split()) for name, value in facts.items()}
     text = "\n".join(f"{name}={value}" for name, value in described.items()).encode()

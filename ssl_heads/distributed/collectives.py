@@ -29,10 +29,10 @@ def all_gather_rows(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
         group: The ranks that take part; None is the default group.
 
     Returns:
-        Shape (N, ...); ``x`` itself without a process group or with one rank.
+        Shape (N, ...); `x` itself without a process group or with one rank.
 
     Raises:
-        ValueError: On every rank, if trailing shape, dtype, device or the need of a gradient differ between ranks.
+        ValueError: If trailing shape, dtype, device or the need of a gradient differ between ranks; on every rank.
 
     Example:
         >>> import torch
@@ -54,10 +54,10 @@ def all_reduce_sum(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
         group: The ranks that take part; None is the default group.
 
     Returns:
-        Shape of ``x``; ``x`` itself without a process group or with one rank.
+        Shape of `x`; `x` itself without a process group or with one rank.
 
     Raises:
-        ValueError: On every rank, if shape, dtype, device or the need of a gradient differ between ranks.
+        ValueError: If shape, dtype, device or the need of a gradient differ between ranks; on every rank.
 
     Example:
         >>> import torch

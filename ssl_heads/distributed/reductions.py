@@ -38,7 +38,7 @@ def log_sum_exp(
         scale: Multiplies the logits.
         pairs: Which pairs count.
         columns: Whether the log-sum-exp of the own keys over the queries of all ranks is wanted too.
-        bound: The largest ``|logit|`` where the caller knows it.
+        bound: The largest `|logit|` where the caller knows it.
         dtype: The dtype that kernels may round rows to for their products; None leaves them as they are.
         impl: See `ssl_heads.similarity.Impl`.
 
@@ -80,7 +80,7 @@ def self_log_sum_exp(
     dtype: torch.dtype | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Log-sum-exp over the negatives of the own rows of ``scale * x diag(weight) x^T``, x of all ranks.
+    """Log-sum-exp over the negatives of the own rows of `scale * x diag(weight) x^T`, x of all ranks.
 
     The block of one process is symmetric, and half of it is computed.
 
@@ -89,7 +89,7 @@ def self_log_sum_exp(
         scale: Multiplies the logits.
         pairs: Which pairs count.
         weight: One weight a dimension, of shape (d,), or None for ones.
-        bound: The largest ``|logit|`` where the caller knows it.
+        bound: The largest `|logit|` where the caller knows it.
         dtype: The dtype that kernels may round rows to for their products; None leaves them as they are.
         impl: See `ssl_heads.similarity.Impl`.
 
@@ -115,7 +115,7 @@ def softplus_sum(
     dtype: torch.dtype | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """``sum_ij softplus(scale * <q_i, k_j> + bias)`` over the negatives of the own rows among the keys of all ranks."""
+    """`sum_ij softplus(scale * <q_i, k_j> + bias)` over the negatives of the own rows among the keys of all ranks."""
     shard = pairs.shard
     if shard.gather == "ring":
         return ring.softplus_sum(query * scale, key, bias, pairs, dtype, impl)
@@ -143,7 +143,7 @@ def class_sum(keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
 
 
 def square_sum(query: Tensor, key: Tensor, shard: Shard) -> Tensor:
-    """``sum_ij <q_i, k_j>^2`` over the rows of all ranks."""
+    """`sum_ij <q_i, k_j>^2` over the rows of all ranks."""
     if shard.is_local:
         return gram.square_sum(query, key)
     of_query, of_key = shard.all_reduce(torch.stack([gram.moment(query), gram.moment(key)]))
@@ -152,7 +152,7 @@ def square_sum(query: Tensor, key: Tensor, shard: Shard) -> Tensor:
 
 
 def weighted_square_sum(x: Tensor, weight: Tensor, shard: Shard) -> Tensor:
-    """``sum_ij (x_i^T diag(w) x_j)^2`` over the rows of all ranks."""
+    """`sum_ij (x_i^T diag(w) x_j)^2` over the rows of all ranks."""
     if shard.is_local:
         return gram.weighted_square_sum(x, weight)
     moment: Tensor = shard.all_reduce(gram.moment(x))
@@ -160,7 +160,7 @@ def weighted_square_sum(x: Tensor, weight: Tensor, shard: Shard) -> Tensor:
 
 
 def distance_from_identity(x: Tensor, shard: Shard) -> Tensor:
-    """``||x^T x / N - I||_F^2`` over the N rows of all ranks."""
+    """`||x^T x / N - I||_F^2` over the N rows of all ranks."""
     if shard.is_local:
         return gram.distance_from_identity(x)
     difference: Tensor = shard.all_reduce(gram.moment(x)) / shard.total - torch.eye(x.shape[1]).to(x)

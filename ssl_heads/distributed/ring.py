@@ -37,7 +37,7 @@ def log_sum_exp(
 def softplus_sum(
     query: Tensor, key: Tensor, bias: Tensor, pairs: Pairs, dtype: torch.dtype | None, impl: Impl
 ) -> Tensor:
-    """``sum_ij softplus(S_ij + b)`` of the own rows."""
+    """`sum_ij softplus(S_ij + b)` of the own rows."""
     impl = resolve_impl(impl, query, key, pairs.shard)
     total: Tensor = _softplus_sum(query, key, bias, pairs, dtype, impl)
     return total
@@ -53,7 +53,7 @@ def class_sum(keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
 
 
 def resolve_impl(impl: Impl, query: Tensor, key: Tensor, shard: Shard) -> Impl:
-    """The choice of ``auto`` for a block of mean size: every rank chooses alike, so that one dtype is sent."""
+    """The choice of `auto` for a block of mean size: every rank chooses alike, so that one dtype is sent."""
     rows, columns = (x.shape[0] // shard.rows * shard.total // shard.world for x in (query, key))
     return implementation(impl, query[:1], rows * columns)
 
@@ -118,7 +118,7 @@ class RingReduce:
         self.exchange: RingExchange | None = None
 
     def put(self, source: int, part: Tensor) -> None:
-        """Add this rank's part to the sum that belongs to the block of ``source``, and send the sum on."""
+        """Add this rank's part to the sum that belongs to the block of `source`, and send the sum on."""
         if self.exchange is not None:
             part = self.add_(self.exchange.wait()[0], part)
             self.exchange = None  # frees the sent buffer before the next one is made
@@ -132,7 +132,7 @@ class RingReduce:
 
 
 def logaddexp_(a: Tensor, b: Tensor) -> Tensor:
-    """``log(e^a + e^b)`` in the place of ``a``."""
+    """`log(e^a + e^b)` in the place of `a`."""
     return torch.logaddexp(a, b, out=a)
 
 

@@ -64,8 +64,8 @@ class Shard:
             The shard, and what the check returned.
 
         Raises:
-            ValueError: On every rank, if one has no rows or refuses its inputs, or if the form, or width, dtype,
-                device or the need of a gradient of a view differ.
+            ValueError: If one rank has no rows or refuses its inputs, or the form, or width, dtype, device or the need
+                of a gradient of a view differ; on every rank.
         """
         _check.choice("gather", gather, GATHERS)
         first = next(iter(views.values()))
@@ -125,7 +125,7 @@ class Shard:
         return rearrange(gather_sized(rows, self.sizes, self.group), "n views ... -> (views n) ...")
 
     def first(self, x: Tensor, count: int) -> Tensor:
-        """The first rows of the batch of all ranks, at most ``count``, without gradient."""
+        """The first rows of the batch of all ranks, at most `count`, without gradient."""
         if self.is_local:
             return x[:count]
         sizes = [max(0, min(count - self.span(rank).start, size)) for rank, size in enumerate(self.sizes)]

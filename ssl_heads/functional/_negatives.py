@@ -21,10 +21,10 @@ BLOCK_ELEMENTS = 2**21
 
 
 class Negatives:
-    """The scores ``S_ij = -D_ij`` of this rank's rows with all columns but their own: reduced, never stored.
+    """The scores `S_ij = -D_ij` of this rank's rows with all columns but their own: reduced, never stored.
 
     A form that factors becomes a product of two matrices: the corrections are two more features,
-    ``S = [query, -alpha, 1] [key, 1, -alpha_tilde]^T``.
+    `S = [query, -alpha, 1] [key, 1, -alpha_tilde]^T`.
     """
 
     def __init__(
@@ -51,21 +51,21 @@ class Negatives:
         return torch.cat(self._reduced(lambda scores, own: scores.masked_fill(own, -torch.inf).logsumexp(1)))
 
     def mean_softplus(self) -> Tensor:
-        """Mean of ``softplus(S_ij)``."""
+        """Mean of `softplus(S_ij)`."""
         if self.factors is None:
             return self.mean(F.softplus)[0]
         bias = self.z.new_zeros(())
         return similarity.softplus_sum(*self.factors, 1.0, bias, exclusion=self.diagonal, impl=self.impl) / self.pairs
 
     def mean_square(self) -> Tensor:
-        """Mean of ``S_ij^2``, through d x d moments where the form factors."""
+        """Mean of `S_ij^2`, through d x d moments where the form factors."""
         if self.factors is None:
             return self.mean(torch.square)[0]
         query, key = self.factors
         return (gram.square_sum(query, key) - row_dots(query, key[self.own]).square().sum()) / self.pairs
 
     def mean(self, phi: Callable[[Tensor], Tensor], clamp: float = torch.inf) -> tuple[Tensor, Tensor]:
-        """Mean of ``phi(S_ij)``, and the share of scores above ``clamp``."""
+        """Mean of `phi(S_ij)`, and the share of scores above `clamp`."""
 
         def sums(scores: Tensor, own: Tensor) -> Tensor:
             above = (scores.detach() > clamp) & ~own
@@ -75,7 +75,7 @@ class Negatives:
         return mean, share.detach()
 
     def _reduced(self, reduce: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
-        """``reduce`` of each block of rows; the backward pass computes the scores again."""
+        """`reduce` of each block of rows; the backward pass computes the scores again."""
         if self.impl not in ("auto", "dense", "tiled"):
             raise ValueError(f"impl={self.impl!r} has no such form of this kind and dissimilarity; use 'tiled'")
 

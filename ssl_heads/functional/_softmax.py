@@ -34,7 +34,7 @@ def scalar(value: float | Tensor) -> float | Tensor:
 
 
 def inverse(temperature: float | Tensor) -> float | Tensor:
-    """The scale of the logits, ``1 / T``, in float32 or wider, because the gradient of T is a sum over all pairs.
+    """The scale of the logits, `1 / T`, in float32 or wider, because the gradient of T is a sum over all pairs.
 
     A T that is not above zero gives NaN where reading the value would wait for a device.
     """
@@ -45,7 +45,7 @@ def inverse(temperature: float | Tensor) -> float | Tensor:
 
 
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
-    """``<a_i, b_i>`` of shape (n,).
+    """`<a_i, b_i>` of shape (n,).
 
     Losses compute positives before the log-sum-exp: the backward then reaches them last, and their gradients take no
     memory beside the engine's.
@@ -54,7 +54,7 @@ def row_dots(a: Tensor, b: Tensor) -> Tensor:
 
 
 def against_negatives(log_sum: Tensor, positive: Tensor) -> Tensor:
-    """``-log(e^positive / (e^positive + e^log_sum))``, exact when the positive wins by far."""
+    """`-log(e^positive / (e^positive + e^log_sum))`, exact when the positive wins by far."""
     # 0 * positive: an infinite row has a NaN gradient, and the loss must be NaN as well
     return 0 * positive - F.logsigmoid(positive - log_sum)
 
@@ -75,9 +75,9 @@ def nt_xent_of_rows(
     dtype: torch.dtype,
     impl: Impl,
 ) -> Tensor:
-    """NT-Xent of stacked views ``u`` of shape (2n, d) with logits ``scale * u diag(importance) u^T``.
+    """NT-Xent of stacked views `u` of shape (2n, d) with logits `scale * u diag(importance) u^T`.
 
-    The ids are those of the samples of all ranks, as `group_index` numbers them. Kernels may round to ``dtype``.
+    The ids are those of the samples of all ranks, as `group_index` numbers them. Kernels may round to `dtype`.
     """
     query = u if importance is None else u * importance
     positive = row_dots(query[: shard.rows], u[shard.rows :]) * scale

@@ -42,7 +42,7 @@ def anchor_regression(
 
     Args:
         embeddings: Shape (n, d); the rows are divided by their length.
-        labels: Integers of shape (n,), classes 0, 1, ... and -1 or ``ignore_index`` for a row without one.
+        labels: Integers of shape (n,), classes 0, 1, ... and -1 or `ignore_index` for a row without one.
         anchors: Shape (K, d), directions that get no gradient: see `class_anchors`.
         distance: ``"cosine"`` is 1 - cos, ``"euclidean"`` the length of the difference, ``"manhattan"`` its L1 norm.
         ignore_index: What stands for no label beside -1.
@@ -161,7 +161,7 @@ def _orthonormal_rows(count: int, dim: int, generator: torch.Generator | None) -
 
 
 def _simplex(classes: int, dim: int, generator: torch.Generator | None) -> Tensor:
-    r"""``sqrt(K / (K - 1)) B Q``: B has the K - 1 directions orthogonal to ones, Q puts them at random into d."""
+    r"""`sqrt(K / (K - 1)) B Q`: B has the K - 1 directions orthogonal to ones, Q puts them at random into d."""
     if classes == 1:
         return _orthonormal_rows(1, dim, generator)
     ones_first = torch.cat([torch.ones(classes, 1), torch.eye(classes, classes - 1)], dim=1).double()
@@ -195,7 +195,7 @@ def coherence(anchors: Tensor) -> float:
         anchors: Shape (K, d).
 
     Raises:
-        ValueError: If ``anchors`` is not a floating-point matrix with rows.
+        ValueError: If `anchors` is not a floating-point matrix with rows.
 
     Example:
         >>> round(coherence(class_anchors(4, 3, "etf")), 4)

@@ -107,7 +107,7 @@ def info_nce(
         normalize: Whether the rows of all three are divided by their length.
         ids: Integers of shape (n,); samples with an equal id are never negatives of each other. -1 is no id: such a
             sample is a negative of all others.
-        queue_ids: Integers of shape (K,), needed with ``ids`` where there is a queue: an entry with the id of a query
+        queue_ids: Integers of shape (K,), needed with `ids` where there is a queue: an entry with the id of a query
             is no negative of it. `MemoryQueue` holds them; -1, which it puts where none was given, is no id here too.
         gather, group: Whose rows are compared, see `ssl_heads.distributed`.
         impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.

@@ -45,7 +45,7 @@ class DeltaForm(NamedTuple):
     Attributes:
         kind: The row of the table in `delta_contrast`.
         symmetric: InfoNCE in both directions.
-        ratio: SCL of ``exp(-D)`` or of ``-D``.
+        ratio: SCL of `exp(-D)` or of `-D`.
         clamp: Where the exponentials of SCL and NWJ turn into straight lines.
     """
 
@@ -102,34 +102,35 @@ def delta_contrast(
     group: ProcessGroup | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    r"""Contrast of pairs ``(z_i, w_i)`` with pairs ``(z_i, w_j)``, ``i != j``.
+    r"""Contrast of pairs `(z_i, w_i)` with pairs `(z_i, w_j)`, `i != j`.
 
     .. math:: D_{ij} = d(z_i, w_j) + \alpha_i + \tilde\alpha_j, \qquad r_{ij} = e^{-D_{ij}}
 
-    With :math:`E_p` the mean over the pairs and :math:`E_q` the mean over all ``i != j``:
+    With :math:`E_p` the mean over the pairs and :math:`E_q` the mean over all `i != j`:
 
-    ===========  ==============================================================  ====================================
-    kind         loss                                                            its minimum
-    ===========  ==============================================================  ====================================
-    ``nce``      :math:`E_p\,\text{softplus}(D) + E_q\,\text{softplus}(-D)`      2 log 2 - 2 JSD(p, q)
-    ``infonce``  :math:`E_p\,[D_{ii} + \log \sum_j e^{-D_{ij}}]`                 log n - I
-    ``scl``      :math:`-2 E_p\,r + E_q\,r^2`                                    -(1 + chi^2)
-    ``nwj``      :math:`E_p\,D + E_q\,r - 1`                                     -I
-    ===========  ==============================================================  ====================================
+    =============  ==============================================================  ====================================
+    kind           loss                                                            its minimum
+    =============  ==============================================================  ====================================
+    ``"nce"``      :math:`E_p\,\text{softplus}(D) + E_q\,\text{softplus}(-D)`      2 log 2 - 2 JSD(p, q)
+    ``"infonce"``  :math:`E_p\,[D_{ii} + \log \sum_j e^{-D_{ij}}]`                 log n - I
+    ``"scl"``      :math:`-2 E_p\,r + E_q\,r^2`                                    -(1 + chi^2)
+    ``"nwj"``      :math:`E_p\,D + E_q\,r - 1`                                     -I
+    =============  ==============================================================  ====================================
 
     All four are minimal at :math:`r = p / q`, the ratio of the joint density to the product of marginals (InfoNCE up to
-    a factor of each row). The variance of ``scl`` and ``nwj`` grows with the ratio itself: use them where it is small.
+    a factor of each row). The variance of ``"scl"`` and ``"nwj"`` grows with the ratio itself: use them where the ratio
+    is small.
 
     Args:
         z: Shape (n, d).
-        w: Shape (n, d), row by row the positives of ``z``.
+        w: Shape (n, d), row by row the positives of `z`.
         kind: Which loss.
-        dissimilarity: An object as in `Dissimilarity`, for instance ``ssl_heads.LpPower(1)``.
+        dissimilarity: An object as in `Dissimilarity`, for instance `ssl_heads.LpPower(1)`.
         alpha: The correction of the rows, of shape (n,); None for zero.
         alpha_tilde: The correction of the columns, of shape (n,); None for zero.
         symmetric: InfoNCE only: columns find their row as rows find their column, in equal parts.
         ratio: SCL only: ``"linear"`` takes :math:`r = -D`, the classic spectral loss.
-        clamp: The largest ``-D`` that ``scl`` and ``nwj`` exponentiate; beyond, the tangent goes on: the value stays
+        clamp: The largest `-D` that ``"scl"`` and ``"nwj"`` exponentiate; beyond, the tangent goes on: the value stays
             finite, the gradient is bounded and never zero.
         gather, group: Whose columns the rows of this rank are contrasted with, see `ssl_heads.distributed`; ``"ring"``
             is refused.
@@ -259,7 +260,7 @@ def check_corrections(z: Tensor, alpha: Tensor | None, alpha_tilde: Tensor | Non
 
 
 def bounded_exp(x: Tensor, clamp: float) -> Tensor:
-    """``exp(x)``, continued by its tangent above ``clamp``: convex, once differentiable, its slope at most e^clamp."""
+    """`exp(x)`, continued by its tangent above `clamp`: convex, once differentiable, its slope at most e^clamp."""
     capped = x.clamp_max(clamp)
     return torch.exp(capped) * (1 + (x - capped))
 

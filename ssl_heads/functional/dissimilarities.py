@@ -11,15 +11,15 @@ class Dissimilarity(Protocol):
     """How unlike two embeddings are. Rows come in float32 or float64, with autocast off."""
 
     def paired(self, z: Tensor, w: Tensor) -> Tensor:
-        """``d(z_i, w_i)``, of shape (n,)."""
+        """`d(z_i, w_i)`, of shape (n,)."""
         ...
 
     def pairwise(self, z: Tensor, w: Tensor) -> Tensor:
-        """``d(z_i, w_j)``, of shape (n, m)."""
+        """`d(z_i, w_j)`, of shape (n, m)."""
         ...
 
     def factors(self, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Query and key with ``-d(z_i, w_j) = <query_i, key_j>``; None if there is no such form."""
+        """Query and key with `-d(z_i, w_j) = <query_i, key_j>`; None if there is no such form."""
         ...
 
 
@@ -30,11 +30,11 @@ class Transposed:
         self.of = of
 
     def paired(self, z: Tensor, w: Tensor) -> Tensor:
-        """``d(w_i, z_i)``, of shape (n,)."""
+        """`d(w_i, z_i)`, of shape (n,)."""
         return self.of.paired(w, z)
 
     def pairwise(self, z: Tensor, w: Tensor) -> Tensor:
-        """``d(w_j, z_i)``, of shape (n, m)."""
+        """`d(w_j, z_i)`, of shape (n, m)."""
         return self.of.pairwise(w, z).mT
 
     def factors(self, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor] | None:

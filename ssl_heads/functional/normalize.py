@@ -39,22 +39,22 @@ def safe_normalize(x: Tensor, eps: float | None = None) -> Tensor:
 
     .. math:: y = x / \lVert x \rVert_2 \text{ if } \lVert x \rVert_2 > \varepsilon \text{ else } 0
 
-    ReLU and closed gates produce zero rows as a matter of course. ``torch.nn.functional.normalize`` divides them by
+    ReLU and closed gates produce zero rows as a matter of course. `torch.nn.functional.normalize` divides them by
     1e-12: a gradient of that inverse in float32, NaN in float16. Here the gradient's factor never exceeds
     :math:`1/\varepsilon`, and a row at or below :math:`\varepsilon` is left out of the backward altogether. The norm is
     taken in float32 (float64 stays), so a large float16 row does not overflow; entries above 1e18 would, and such a row
     has no direction either.
 
     Args:
-        x: ``(..., d)``, floating.
-        eps: norm at or below which a row counts as zero. Default by dtype: 1e-12 in float64, 1e-4 in float16, 1e-6 in
+        x: Shape (..., d), floating.
+        eps: Norm at or below which a row counts as zero. Default by dtype: 1e-12 in float64, 1e-4 in float16, 1e-6 in
             float32 and bfloat16.
 
     Returns:
-        Tensor like ``x``: rows of norm one, or zero.
+        Tensor like `x`: rows of norm one, or zero.
 
     Raises:
-        ValueError: if ``eps`` is negative or ``x`` is not floating or has no dimension.
+        ValueError: If `eps` is negative or `x` is not floating or has no dimension.
 
     Example:
         >>> safe_normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))

@@ -52,7 +52,7 @@ def spectral_contrastive(
 
 
 def spectral_of_rows(u: Tensor, importance: Tensor, shard: Shard) -> Tensor:
-    """The spectral loss of stacked views ``u`` of shape (2n, d) with similarities ``u diag(importance) u^T``."""
+    """The spectral loss of stacked views `u` of shape (2n, d) with similarities `u diag(importance) u^T`."""
     n = shard.total
     scaled = u * importance
     positive = row_dots(scaled[: shard.rows], u[shard.rows :])

@@ -57,7 +57,7 @@ class CLIPLoss(GatheringLoss):
             text_features: Shape (n, d), row by row the texts of the images.
             logit_scale: Multiplies the similarities, already exponentiated.
             logit_bias: Accepted because models with a bias pass it; a softmax does not depend on it.
-            output_dict: Whether the scalar comes as ``{"contrastive_loss": scalar}``, as open_clip's trainer asks.
+            output_dict: Whether the scalar comes as `{"contrastive_loss": scalar}`, as open_clip's trainer asks.
         """
         loss = functional.clip_loss(
             image_features, text_features, logit_scale, logit_bias, gather=self.gather, group=self.group, impl=self.impl
@@ -107,7 +107,7 @@ class SigLIPLoss(GatheringLoss):
             text_features: Shape (n, d), row by row the texts of the images.
             logit_scale: Multiplies the similarities, already exponentiated.
             logit_bias: Added to every logit; -10 at the start in the paper.
-            output_dict: Whether the scalar comes as ``{"contrastive_loss": scalar}``, as open_clip's trainer asks.
+            output_dict: Whether the scalar comes as `{"contrastive_loss": scalar}`, as open_clip's trainer asks.
         """
         loss = functional.siglip_loss(
             image_features, text_features, logit_scale, logit_bias, gather=self.gather, group=self.group, impl=self.impl

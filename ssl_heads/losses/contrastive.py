@@ -142,7 +142,7 @@ class InfoNCELoss(GatheringLoss):
             queue: Negatives of shape (K, d) without gradient, or None for the other keys.
             ids: Integers of shape (n,); samples with an equal id are never negatives of each other. -1 is no id: such a
                 sample is a negative of all others.
-            queue_ids: The ids of the queue, of shape (K,), needed with ``ids`` where there is a queue.
+            queue_ids: The ids of the queue, of shape (K,), needed with `ids` where there is a queue.
             temperature: For this call, in place of the loss's own.
         """
         return functional.info_nce(

@@ -15,13 +15,13 @@ from ssl_heads._start import reset_parts
 
 
 class ScalarCorrection(nn.Module):
-    """One learned number: the least that ``nce``, ``scl`` and ``nwj`` need, since a ratio must be able to exceed 1.
+    """One learned number: the least that ``"nce"``, ``"scl"`` and ``"nwj"`` need, whose ratio must be able to exceed 1.
 
     The number starts from data: the first training step of `DeltaContrast` on a finite batch sets it so that the median
-    D of the batch is 0. The buffer ``started`` alone decides: a copy of the number copies the buffer too, as a
-    ``state_dict``, DistributedDataParallel and a deep copy do, and a number that was loaded or trained stays. A frozen
-    number (``requires_grad_(False)``) is left as it is; torch.func and forward mode, which may write nothing, start
-    nothing. A copy of the parameters alone, as some moving averages make, must copy ``started`` too.
+    D of the batch is 0. The buffer `started` alone decides: a copy of the number copies the buffer too, as a
+    `state_dict`, DistributedDataParallel and a deep copy do, and a number that was loaded or trained stays. A frozen
+    number (`requires_grad_(False)`) is left as it is; torch.func and forward mode, which may write nothing, start
+    nothing. A copy of the parameters alone, as some moving averages make, must copy `started` too.
 
     Example:
         >>> ScalarCorrection()(torch.randn(5, 3))

@@ -31,20 +31,20 @@ class DeltaContrast(GatheringLoss):
 
     d is an assumption about how positives vary; :math:`\alpha` and :math:`\tilde\alpha` take up what the marginals add.
     At the optimum the embeddings are the true latents, up to the symmetries of d: order, sign and shift for
-    ``LpPower(1)``, a rotation more for ``SquaredEuclidean()``.
+    `LpPower(1)`, a rotation more for `SquaredEuclidean()`.
 
-    With :math:`r = e^{-D}`, :math:`E_p` the mean over the pairs and :math:`E_q` the mean over all ``i != j``:
+    With :math:`r = e^{-D}`, :math:`E_p` the mean over the pairs and :math:`E_q` the mean over all `i != j`:
 
-    ===========  ==============================================================
-    kind         loss
-    ===========  ==============================================================
-    ``nce``      :math:`E_p\,\text{softplus}(D) + E_q\,\text{softplus}(-D)`
-    ``infonce``  :math:`E_p\,[D_{ii} + \log \sum_j e^{-D_{ij}}]`
-    ``scl``      :math:`-2 E_p\,r + E_q\,r^2`
-    ``nwj``      :math:`E_p\,D + E_q\,r - 1`
-    ===========  ==============================================================
+    =============  ==============================================================
+    kind           loss
+    =============  ==============================================================
+    ``"nce"``      :math:`E_p\,\text{softplus}(D) + E_q\,\text{softplus}(-D)`
+    ``"infonce"``  :math:`E_p\,[D_{ii} + \log \sum_j e^{-D_{ij}}]`
+    ``"scl"``      :math:`-2 E_p\,r + E_q\,r^2`
+    ``"nwj"``      :math:`E_p\,D + E_q\,r - 1`
+    =============  ==============================================================
 
-    Corrections are trained: give ``loss.parameters()`` to the optimiser. What a kind cannot train is refused: one-sided
+    Corrections are trained: give `loss.parameters()` to the optimiser. What a kind cannot train is refused: one-sided
     InfoNCE does not depend on alpha, and no InfoNCE on a constant.
 
     Args:

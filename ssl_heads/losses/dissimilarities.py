@@ -37,16 +37,16 @@ class NegativeDot(nn.Module):
         self.temperature = _check.positive("temperature", temperature)
 
     def paired(self, z: Tensor, w: Tensor) -> Tensor:
-        """``d(z_i, w_i)``, of shape (n,)."""
+        """`d(z_i, w_i)`, of shape (n,)."""
         return -row_dots(z, w) / self.temperature
 
     def pairwise(self, z: Tensor, w: Tensor) -> Tensor:
-        """``d(z_i, w_j)``, of shape (n, m)."""
+        """`d(z_i, w_j)`, of shape (n, m)."""
         query, key = self.factors(z, w)
         return -query @ key.mT
 
     def factors(self, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Query and key with ``-d(z_i, w_j) = <query_i, key_j>``."""
+        """Query and key with `-d(z_i, w_j) = <query_i, key_j>`."""
         return z / self.temperature, w
 
     def extra_repr(self) -> str:
@@ -73,11 +73,11 @@ class NegativeCosine(NegativeDot):
         super().__init__(temperature)
 
     def paired(self, z: Tensor, w: Tensor) -> Tensor:
-        """``d(z_i, w_i)``, of shape (n,)."""
+        """`d(z_i, w_i)`, of shape (n,)."""
         return super().paired(safe_normalize(z), safe_normalize(w))
 
     def factors(self, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Query and key with ``-d(z_i, w_j) = <query_i, key_j>``."""
+        """Query and key with `-d(z_i, w_j) = <query_i, key_j>`."""
         return super().factors(safe_normalize(z), safe_normalize(w))
 
 
@@ -119,16 +119,16 @@ class SquaredEuclidean(nn.Module):
             copy_start(self.factor, self._given, "a factor")
 
     def paired(self, z: Tensor, w: Tensor) -> Tensor:
-        """``d(z_i, w_i)``, of shape (n,)."""
+        """`d(z_i, w_i)`, of shape (n,)."""
         return self._measured(z - w).square().sum(1)
 
     def pairwise(self, z: Tensor, w: Tensor) -> Tensor:
-        """``d(z_i, w_j)``, of shape (n, m)."""
+        """`d(z_i, w_j)`, of shape (n, m)."""
         query, key = self.factors(z, w)
         return -query @ key.mT
 
     def factors(self, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Query and key with ``-d(z_i, w_j) = <query_i, key_j>``: ``2ab - |a|^2 - |b|^2``."""
+        """Query and key with `-d(z_i, w_j) = <query_i, key_j>`: `2ab - |a|^2 - |b|^2`."""
         # A distance does not change under a common shift, and the expansion is exact to the rounding of |a|^2.
         centre = (z.detach().mean(0) + w.detach().mean(0)) / 2
         a, b = self._measured(z - centre), self._measured(w - centre)
@@ -165,11 +165,11 @@ class _Lp(nn.Module):
         raise NotImplementedError
 
     def paired(self, z: Tensor, w: Tensor) -> Tensor:
-        """``d(z_i, w_i)``, of shape (n,)."""
+        """`d(z_i, w_i)`, of shape (n,)."""
         return self.measure(z - w)
 
     def pairwise(self, z: Tensor, w: Tensor) -> Tensor:
-        """``d(z_i, w_j)``, of shape (n, m)."""
+        """`d(z_i, w_j)`, of shape (n, m)."""
         return self.measure(rearrange(z, "n d -> n 1 d") - w)
 
     def factors(self, z: Tensor, w: Tensor) -> None:

@@ -45,7 +45,7 @@ class TriFactorContrast(GatheringLoss):
 
     Args:
         dim: Width of the embeddings, for an importance that this loss owns.
-        importance: An importance that lives in a model, instead of ``dim``.
+        importance: An importance that lives in a model, instead of `dim`.
         kind: ``"infonce"`` or ``"spectral"``.
         temperature: Divides the similarities; the spectral kind has none.
         decorrelation_weight: Weight of the second term.
@@ -54,7 +54,7 @@ class TriFactorContrast(GatheringLoss):
         impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Raises:
-        ValueError: If neither or both of ``dim`` and ``importance`` are given, or a number is out of range.
+        ValueError: If neither or both of `dim` and `importance` are given, or a number is out of range.
 
     Reference:
         Identifiable contrastive learning with automatic feature importance discovery (arXiv 2310.18904), equations 8,
