@@ -53,7 +53,7 @@ def sentences(table: Dimensions, rows: list[Row], pairs: Twins | None) -> list[s
     """What a reader should know before looking at a single dimension."""
     mine, controls = rows[0], rows[1:]
     dead = mine.width - mine.alive
-    silent = f", {dead:,} never do" if dead else ""
+    silent = f", {dead:,} on none" if dead else ""
     said = [
         f"{table.samples:,} samples, {mine.width:,} dimensions: {mine.alive:,} fire on some sample{silent}. "
         f"On average {mine.active:.1f} fire on a sample."
@@ -67,16 +67,10 @@ def sentences(table: Dimensions, rows: list[Row], pairs: Twins | None) -> list[s
             f"commonest class; chance gives {_percent(mine.chance)}, and the sizes of the classes allow at most "
             f"{_percent(mine.ceiling)}. Corrected for chance that is {_percent(mine.corrected)} ({others})."
         )
-    odd = [
-        f"{count:,} {what}"
-        for count, what in (
-            (int(table.always_on.sum()), "fire on nearly every sample"),
-            (int((table.duplicate_of >= 0).sum()), "repeat another dimension"),
-        )
-        if count
-    ]
-    if odd:
-        said.append(f"Look twice: {' and '.join(odd)}.")
+    always_on, repeated = int(table.always_on.sum()), int((table.duplicate_of >= 0).sum())
+    flags = [f"{always_on:,} always on"] * bool(always_on) + [f"{repeated:,} repeating another"] * bool(repeated)
+    if flags:
+        said.append(f"Flagged dimensions: {', '.join(flags)}.")
     if pairs is not None:
         agreement = pairs.correlation.abs()[~table.dead]
         said.append(

@@ -74,10 +74,19 @@ class Source:
         try:
             with self.pillow.open(path) as image:
                 image.draft("RGB", (512, 512))
-                return image.convert("RGB")
+                return self._upright_on_white(image)
         except Exception as error:  # decoders raise what they like, and one bad file must not end a report
             self.unreadable.append(f"{path.name} ({type(error).__name__})")
             return None
+
+    def _upright_on_white(self, image: Any) -> Any:
+        """As a viewer shows a file: turned as a camera notes, and white where transparent."""
+        turned = import_module("PIL.ImageOps").exif_transpose(image)
+        if "A" not in turned.getbands() and "transparency" not in turned.info:
+            return turned.convert("RGB")
+        drawing = turned.convert("RGBA")
+        white = self.pillow.new("RGBA", drawing.size, "white")
+        return self.pillow.alpha_composite(white, drawing).convert("RGB")
 
 
 def thumbnails(source: Source, wanted: Iterable[int], count: int, side: int, budget: float) -> Thumbnails:

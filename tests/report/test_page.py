@@ -283,3 +283,21 @@ def test_odd_data_open(kind: str, chromium: Browser, tmp_path: Path) -> None:
         chromium.open(tmp_path / "page.html", fragment)
         assert "NaN" not in chromium.run("document.body.innerText")
         quiet(chromium, tmp_path / "page.html")
+
+
+REPORTS = sorted((Path(__file__).parents[2] / "docs" / "reports").glob("*.html"))
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: report.stem)
+def test_the_pages_of_the_documentation_open(report: Path, chromium: Browser) -> None:
+    assert report.stat().st_size < 5e6
+    chromium.size(1440, 900)
+    chromium.media()
+    for fragment in ("", "#d=3", "#s=5", "#s=5&t=6&off=3"):
+        chromium.open(report, fragment)
+        assert chromium.run("document.querySelectorAll('#list tbody .pic').length") >= 8 * 10
+        quiet(chromium, report)
+
+
+def test_the_documentation_has_its_four_pages() -> None:
+    assert [report.stem for report in REPORTS] == ["digits_bayes", "digits_ncl", "digits_simclr", "digits_tricl"]

@@ -18,6 +18,7 @@ import ssl_heads
 from ssl_heads import metrics
 from ssl_heads.report import command
 from ssl_heads.report.codes import codes
+from ssl_heads.report.thumbnails import Source
 from ssl_heads.report.twins import correlations, twins
 from tests.report.pages import ANIMALS, SCALE, D, N, captions, contents, decoded, embedding, images
 
@@ -73,9 +74,9 @@ def test_the_sentences_say_chance_and_controls(tmp_path: Path) -> None:
     z, y = embedding()
     made = ssl_heads.report(z, tmp_path / "page.html", labels=y, controls={"an untrained head": torch.ones(N, D)})
     text = " ".join(made.sentences)
-    assert "240 samples, 10 dimensions: 9 fire" in text
+    assert "240 samples, 10 dimensions: 9 fire on some sample, 1 on none." in text
     assert "(an untrained head 0%, random codes " in text
-    assert "1 fire on nearly every sample and 1 repeat another dimension" in text
+    assert "Flagged dimensions: 1 always on, 1 repeating another." in text
 
 
 def test_the_file_asks_for_nothing(tmp_path: Path) -> None:
@@ -173,6 +174,16 @@ def test_mistakes_are_said_plainly(mistake: str, tmp_path: Path) -> None:
     call, message = MISTAKES[mistake]
     with pytest.raises(ValueError, match=message):
         call(tmp_path)
+
+
+def test_photographs_stand_upright_and_drawings_lie_on_white(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.new("RGB", (8, 4), "red").save(tmp_path / "a.jpg", exif=exif)
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "b.png")
+    photograph, drawing = Source(tmp_path, 2).open([0, 1])
+    assert photograph.size == (4, 8)
+    assert drawing.getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_an_ambiguous_order_of_files_is_refused(tmp_path: Path) -> None:
