@@ -15,7 +15,8 @@ def test_every_lower_bound_is_the_version_that_is_run() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads pyproject.toml")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    declared = [Requirement(line) for line in (*project["dependencies"], *extras["plots"], *extras["metrics"])]
+    lines = [*project["dependencies"], *(line for name in ("plots", "metrics", "report") for line in extras[name])]
+    declared = [Requirement(line) for line in lines]
     lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
     run = {pin.name: pin.specifier for pin in map(Requirement, (x for x in lines if x and not x.startswith("#")))}
     for requirement in declared:

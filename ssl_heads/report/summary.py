@@ -10,6 +10,8 @@ from torch import Tensor
 from ssl_heads.dimensions import Dimensions
 from ssl_heads.report.twins import SAME, Twins
 
+BLOCK = 4096
+
 
 class Row(NamedTuple):
     """One embedding in the table of controls; shares are weighted by support, and NaN without labels.
@@ -42,11 +44,24 @@ def random_codes(z: Tensor) -> Tensor:
     """Every row with its own entries in random places: equally sparse, without meaning."""
     generator = torch.Generator("cpu").manual_seed(0)
     shuffled = torch.empty_like(z, device="cpu")
-    for first in range(0, len(z), 4096):
-        part = z[first : first + 4096].cpu()
+    for first in range(0, len(z), BLOCK):
+        part = z[first : first + BLOCK].cpu()
         places = torch.rand(part.shape, generator=generator, device="cpu").argsort(dim=1)
-        shuffled[first : first + 4096] = part.gather(1, places)
+        shuffled[first : first + BLOCK] = part.gather(1, places)
     return shuffled
+
+
+def as_sparse(w: Tensor, active: float) -> Tensor:
+    """The largest positive entries of every row, as many as are active on average elsewhere; zero for the others.
+
+    Sparser codes score higher whatever they mean, so a control is made as sparse as what stands beside it.
+    """
+    most = min(max(round(active), 1), w.shape[1])
+    kept = torch.zeros_like(w, device="cpu")
+    for first in range(0, len(w), BLOCK):
+        largest = w[first : first + BLOCK].cpu().clamp_min(0).topk(most, dim=1)
+        kept[first : first + BLOCK].scatter_(1, largest.indices, largest.values)
+    return kept
 
 
 def sentences(table: Dimensions, rows: list[Row], pairs: Twins | None) -> list[str]:

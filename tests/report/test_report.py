@@ -18,6 +18,7 @@ import ssl_heads
 from ssl_heads import metrics
 from ssl_heads.report import command
 from ssl_heads.report.codes import codes
+from ssl_heads.report.summary import as_sparse, random_codes
 from ssl_heads.report.thumbnails import Source
 from ssl_heads.report.twins import correlations, twins
 from tests.report.pages import ANIMALS, SCALE, D, N, captions, contents, decoded, embedding, images
@@ -72,11 +73,22 @@ def test_twins_are_the_matching_of_the_metrics() -> None:
 
 def test_the_sentences_say_chance_and_controls(tmp_path: Path) -> None:
     z, y = embedding()
-    made = ssl_heads.report(z, tmp_path / "page.html", labels=y, controls={"an untrained head": torch.ones(N, D)})
+    made = ssl_heads.report(z, tmp_path / "page.html", labels=y, controls={"an untrained head": torch.rand(N, D)})
     text = " ".join(made.sentences)
     assert "240 samples, 10 dimensions: 9 fire on some sample, 1 on none." in text
-    assert "(an untrained head 0%, random codes " in text
+    assert "(an untrained head " in text
     assert "Flagged dimensions: 1 always on, 1 repeating another." in text
+
+
+def test_a_control_is_as_sparse_as_the_embeddings() -> None:
+    w = torch.randn(N, D)
+    kept = as_sparse(w, 2.6)
+    assert (kept != 0).sum(dim=1).tolist() == (w > 0).sum(dim=1).clamp_max(3).tolist()
+    assert torch.equal(kept.amax(dim=1), w.clamp_min(0).amax(dim=1))
+    z, _ = embedding()
+    shuffled = random_codes(z)
+    assert torch.equal(shuffled.sort(dim=1).values, z.sort(dim=1).values)
+    assert not torch.equal(shuffled, z)
 
 
 def test_the_file_asks_for_nothing(tmp_path: Path) -> None:
