@@ -13,7 +13,7 @@ from ssl_heads._modes import saveable
 
 
 def positive(name: str, value: object) -> float | Tensor:
-    """A finite number above zero; a tensor is looked into only where that waits for no device and breaks no graph."""
+    """A finite number above zero; a tensor is read only where that waits for no device and breaks no graph."""
     number = scalar(name, value)
     if isinstance(number, Tensor) and not visible(number):
         return number
@@ -41,10 +41,10 @@ def fraction(name: str, value: object) -> float:
 
 
 def visible(x: Tensor) -> bool:
-    """Whether a look at the data waits for no device and breaks no graph."""
+    """Whether reading the data waits for no device and breaks no graph."""
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
-    # subclasses, as FakeTensor, may have no data; torch.func allows no look at it
+    # subclasses, as FakeTensor, may have no data, and torch.func does not let data be read
     return type(x) in (Tensor, nn.Parameter) and not torch._C._are_functorch_transforms_active()
 
 
@@ -157,7 +157,7 @@ def integers(name: str, x: object, count: int, owner: str, of: Tensor) -> Tensor
 
 
 def classes(name: str, labels: Tensor, count: int, of: str, none: int = -1) -> None:
-    """Labels from 0 to count - 1; looked at only where that waits for no device and breaks no graph."""
+    """Labels from 0 to count - 1; read only where that waits for no device and breaks no graph."""
     if not visible(labels):
         return
     lowest, highest = int(labels.min()), int(labels.max())

@@ -1,4 +1,4 @@
-"""Modes of torch that every head and loss meets: autocast, inference mode, torch.func, forward mode, tracers."""
+"""Modes of torch that heads and losses run in: autocast, inference mode, torch.func, forward mode, tracers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def has_autocast(device: str) -> bool:
-    """Whether the device has an autocast; torch 2.6 cannot ask while it compiles, which it does for no other device."""
+    """Whether the device has an autocast; those that torch compiles for do, and torch 2.6 cannot trace the query."""
     return device != "meta" and (torch.compiler.is_compiling() or torch.amp.is_autocast_available(device))
 
 
 def saveable(x: Tensor) -> Tensor:
-    """`x`, or a copy of what was made in inference mode: autograd keeps no such tensor for a backward pass."""
+    """`x`, or a copy of an inference tensor, which autograd cannot save for a backward pass."""
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not x.is_inference():
         return x
     return x.clone()
@@ -48,12 +48,12 @@ def is_traced() -> bool:
 
 
 def is_recorded(x: object) -> bool:
-    """Whether torch.fx or torch.jit.trace writes down what happens to `x`: operations, and no checks of a shape."""
+    """Whether torch.fx or torch.jit.trace records the operations on `x`; checks of a shape are left out then."""
     return isinstance(x, Proxy) or is_traced()
 
 
 def one_node(function: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
-    """A function that torch.fx records as one call, and does not look into."""
+    """A function that torch.fx records as one call, without the operations inside."""
 
     @functools.wraps(function)
     def call(x: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R:

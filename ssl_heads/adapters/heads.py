@@ -98,7 +98,7 @@ class Floor(nn.Module):
         \end{cases}
 
     A row keeps its direction, so that the model's embeddings have the sparsity and the active dimensions of the head's.
-    A row of zeros has none: it becomes epsilon in its last dimension, which leaves the other dimensions silent. Metrics
+    A row of zeros, which has none, becomes epsilon in its last dimension and stays zero in the others. Metrics
     then count such a row in the last dimension: sparsity falls by the share of zero rows over d.
     The gradient passes as if a constant had been added: through the division it grows by at most 1 / epsilon.
 
@@ -132,7 +132,7 @@ class Floor(nn.Module):
         return f"epsilon={self.epsilon}"
 
 
-@torch.fx.wrap  # torch.fx calls it as it is: the shape and the dtype decide
+@torch.fx.wrap  # torch.fx records one call, because the body depends on the shape and the dtype
 def _missing_length(row: Tensor, epsilon: float) -> Tensor:
     """The addend that lengthens a row to epsilon; zero for a row that is longer."""
     dim = row.shape[-1]

@@ -23,8 +23,8 @@ class HuggingFaceCLIP(nn.Module):
     `eval_loss`.
 
     The model divides by the length of a row with no epsilon, so a zero row, which non-negative heads do give, is NaN
-    before any loss sees it. It is named here: at once on the CPU, in a later step on a GPU, which is not waited for.
-    `Floor` after the head prevents it.
+    before any loss. The adapter raises for such a row, at once on the CPU, and on a GPU in a later step, so that no
+    step waits for the device. `Floor` after the head prevents it.
 
     Args:
         loss: A loss of two views, a `CLIPLoss` or a `SigLIPLoss`.

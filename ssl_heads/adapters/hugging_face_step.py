@@ -12,8 +12,8 @@ from torch import Tensor
 class ShareOfStep:
     """The part of one optimiser's step that a batch is; the parts of a step sum to one.
 
-    accelerate knows where a step ends, and that the epoch ends in it: then it has the batches that are left over. Each
-    batch counts alike, with a labels column and without.
+    The state of accelerate says where a step ends, and whether the epoch ends with it: such a step has the batches that
+    are left over. Each batch counts alike, with a labels column and without.
 
     Trainer counts the labels that are not -100, over the batches and ranks of a step, and multiplies the loss by the
     ranks. The count is taken in two cases: where nothing else tells the number of batches, and on many ranks, where an

@@ -97,7 +97,7 @@ def put_state(model: nn.Sequential, loss: nn.Module) -> None:
 
 
 def check_heads(model: nn.Module) -> None:
-    """sentence-transformers rebuilds a Dense with an affine layer: an activation inside of it would be gone."""
+    """Raise `ValueError` for a Dense with an activation inside of its linear layer: a loaded Dense is affine."""
     for name, module in model.named_children():
         if isinstance(getattr(module, "linear", None), NonNegLinear):
             raise ValueError(

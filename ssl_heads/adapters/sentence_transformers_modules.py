@@ -25,7 +25,7 @@ class SavedModule(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # sentence-transformers checks the class of modules; it is in memory when it does, so nothing is imported here
+        # sentence-transformers checks the class of modules, and is imported before a model is built: sys.modules has it
         theirs = sys.modules.get("sentence_transformers.base.modules")
         if theirs is not None:
             theirs.Module.register(type(self))

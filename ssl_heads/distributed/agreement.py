@@ -44,7 +44,7 @@ def agree(
     """The number of rows of every rank, and what the check of the own inputs returns.
 
     Args:
-        first: The tensor whose rows are counted, and whose device is asked for.
+        first: The tensor whose rows are counted, on the device of the call.
         facts: By their names, what must be equal on all ranks. A tensor stands for its need of a gradient.
         check: Raises an error for inputs that are refused.
         group: The ranks that call this together.
@@ -61,7 +61,7 @@ def agree(
     rows = first.shape[0] if isinstance(first, Tensor) and first.ndim else -1
     device = first.device if isinstance(first, Tensor) else torch.device("cpu")
     sizes, difference = exchange(rows, {**facts, "inputs accepted": verdict}, device, group)
-    if min(sizes) in range(least):
+    if 0 <= min(sizes) < least:
         advice = "each needs at least one; drop a last batch that is too small on all of them"
         raise ValueError(f"the ranks hold {list(sizes)} rows: {advice}") from cause
     if difference:
@@ -101,7 +101,7 @@ def embedding_facts(name: str, x: object) -> dict[str, object]:
 def exchange(
     rows: int, facts: Mapping[str, object], device: torch.device, group: ProcessGroup | None
 ) -> tuple[tuple[int, ...], str]:
-    """The rows of every rank, and in words what differs between their facts, or nothing.
+    """The rows of every rank, and in words what differs between their facts, empty if nothing does.
 
     The exchange stays on the CPU where the group has a backend for it (`cpu:gloo,cuda:nccl`).
     """

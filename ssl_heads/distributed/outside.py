@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 import torch
-from typing_extensions import ParamSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class outside_graph(Generic[P, R]):  # a decorator
-    """Collectives of a group that is named at run time break the graph of torch.compile, and only they.
+    """A function outside of any graph of torch.compile: collectives, whose group is known at run time only.
 
-    The disabled function is made once, because the compiler compiles again for a new one, and only where the compiler
-    is in memory, because `torch.compiler.disable` imports the compiler.
+    The disabled function is made once, because a new one is compiled again, and only where the compiler is in memory,
+    because `torch.compiler.disable` imports the compiler.
     """
 
     def __init__(self, function: Callable[P, R]) -> None:

@@ -68,7 +68,7 @@ class RingExchange:
 
     def __init__(self, shard: Shard, tensors: Sequence[Tensor], shapes: Sequence[Sequence[int]], tag: int) -> None:
         following, previous = (_peer(shard, step) for step in (1, -1))
-        # The sent memory must live until the exchange has ended.
+        # `leaving` keeps the sent memory until the exchange has ended.
         self.leaving = [tensor.contiguous() for tensor in tensors]
         self.arriving = [tensor.new_empty(*shape) for tensor, shape in zip(tensors, shapes, strict=True)]
         operations = [

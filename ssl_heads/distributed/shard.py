@@ -48,7 +48,7 @@ class Shard:
         gather: Gather,
         group: ProcessGroup | None,
         views: Mapping[str, Tensor],
-        form: Mapping[str, object],
+        facts: Mapping[str, object],
         check: Callable[[], T],
     ) -> tuple[Shard, T]:
         """Check the own inputs, and exchange with all ranks what they must agree about; they call it together.
@@ -57,25 +57,25 @@ class Shard:
             gather: ``"none"`` exchanges nothing: the own rows are the batch.
             group: The ranks that hold the batch.
             views: The embeddings by name, one row a sample.
-            form: The name of the loss as ``"call"``, its configuration and its optional inputs, by name.
+            facts: The name of the loss as ``"call"``, its configuration and its optional inputs, by name.
             check: Raises an error for inputs that are refused, and returns what the loss goes on with.
 
         Returns:
             The shard, and what the check returned.
 
         Raises:
-            ValueError: If one rank has no rows or refuses its inputs, or the form, or width, dtype, device or the need
-                of a gradient of a view differ; on every rank.
+            ValueError: If one rank has no rows or refuses its inputs, or a fact, or the width, dtype, device or
+                need of a gradient of a view differs; on every rank.
         """
         _check.choice("gather", gather, GATHERS)
         first = next(iter(views.values()))
         if gather == "none" or world_size(group) == 1:
             checked = check()
             return cls("none", None, 0, (first.shape[0],)), checked
-        facts: dict[str, object] = {**form, "gather": gather}
+        agreed: dict[str, object] = {**facts, "gather": gather}
         for name, view in views.items():
-            facts |= embedding_facts(name, view)
-        sizes, checked = agree(first, facts, check, group, least=1)
+            agreed |= embedding_facts(name, view)
+        sizes, checked = agree(first, agreed, check, group, least=1)
         return cls(gather, group, dist.get_rank(group), sizes), checked
 
     @property

@@ -7,8 +7,8 @@ import sys
 from torch import Tensor
 
 
-def whole(parameter: Tensor) -> Tensor:
-    """All of a parameter, for a loss that reads it outside of the forward pass of its model.
+def full_parameter(parameter: Tensor) -> Tensor:
+    """A parameter with its shards of all ranks, for a loss that reads it outside of the forward pass of its model.
 
     FSDP2 shards the parameter again after that pass. The gradient is the mean over the ranks, as for other parameters.
     """

@@ -23,7 +23,7 @@ BLOCK_ELEMENTS = 2**21
 class Negatives:
     """The scores `S_ij = -D_ij` of this rank's rows with all columns but their own: reduced, never stored.
 
-    A form that factors becomes a product of two matrices: the corrections are two more features,
+    With a dissimilarity that factors S is a product of two matrices: the corrections are two more features,
     `S = [query, -alpha, 1] [key, 1, -alpha_tilde]^T`.
     """
 
@@ -58,7 +58,7 @@ class Negatives:
         return similarity.softplus_sum(*self.factors, 1.0, bias, exclusion=self.diagonal, impl=self.impl) / self.pairs
 
     def mean_square(self) -> Tensor:
-        """Mean of `S_ij^2`, through d x d moments where the form factors."""
+        """Mean of `S_ij^2`, through d x d moments where the dissimilarity factors."""
         if self.factors is None:
             return self.mean(torch.square)[0]
         query, key = self.factors
@@ -77,7 +77,10 @@ class Negatives:
     def _reduced(self, reduce: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
         """`reduce` of each block of rows; the backward pass computes the scores again."""
         if self.impl not in ("auto", "dense", "tiled"):
-            raise ValueError(f"impl={self.impl!r} has no such form of this kind and dissimilarity; use 'tiled'")
+            raise ValueError(
+                f'impl="{self.impl}" computes "infonce", "nce" and the linear "scl" of a dissimilarity with '
+                'factors (NegativeDot, NegativeCosine and SquaredEuclidean): pass impl="tiled" for others'
+            )
 
         versions = self._versions()
 

@@ -1,4 +1,4 @@
-"""The parts that softmax and quadratic losses share: rows, positives, and what a positive costs beside negatives."""
+"""The parts that softmax and quadratic losses share: rows, positives, and the loss of a positive against negatives."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def unit_rows(x: Tensor, normalize: bool, impl: Impl = "tiled") -> Tensor:
     return safe_normalize(x) if normalize else x
 
 
-def scalar(value: float | Tensor) -> float | Tensor:
+def promoted_scalar(value: float | Tensor) -> float | Tensor:
     """A float unchanged; a tensor with no dimension left, in float32 or wider, so that no product becomes wider."""
     return promote(value).reshape(()) if isinstance(value, Tensor) else value
 

@@ -32,7 +32,7 @@ Activation = Literal[
 
 
 def _silu_backward(grad: Tensor, z: Tensor) -> Tensor:
-    # in torch's differentiable operators: aten's own kernel has no derivative
+    # aten's kernel of this gradient has no derivative; these operators have one
     z = at_least_float32(z)
     sigma = torch.sigmoid(z)
     return (grad * (sigma * (1 + z * (1 - sigma)))).to(grad.dtype)
@@ -76,7 +76,7 @@ class _RepReLU(torch.autograd.Function):
 
 
 class _RepReLUForwardMode(_RepReLU):
-    """With a tangent as well, which torch.compile does not take."""
+    """`_RepReLU` with a tangent for forward mode, which torch.compile does not support."""
 
     generate_vmap_rule = True
 
@@ -94,7 +94,7 @@ class _RepReLUForwardMode(_RepReLU):
 def _rep_relu_in_operators(z: Tensor, surrogate: Surrogate) -> Tensor:
     """The same value and gradient in torch's own operators, for a trace that is saved: a file holds no Python.
 
-    Whether gradients are wanted does not change it, because torch checks a trace against one without them.
+    The operators are the same with and without gradients, because torch checks a trace against a run without them.
     """
     g = SURROGATES[surrogate](z)
     return torch.relu(z).detach() + (g - g.detach())  # the difference is exactly zero
@@ -116,8 +116,8 @@ def rep_relu(z: Tensor, surrogate: Surrogate = "gelu") -> Tensor:
     ============== ========================================== ============================================
 
     ``"gelu"`` is the paper's choice. Its derivative is negative for z < -0.752, with a minimum of -0.129 at
-    :math:`z = -\sqrt 2`: a strongly negative unit that the loss wants open is pushed further down, and far below zero
-    it gets no gradient at all. ``"softplus"`` and ``"leaky"`` have no such region. Only ``"leaky"`` leaves open units a
+    :math:`z = -\sqrt 2`: a strongly negative unit that the loss would open is pushed further down, and far below zero
+    the gradient vanishes. ``"softplus"`` and ``"leaky"`` have no such region. Only ``"leaky"`` leaves open units a
     slope of exactly one.
 
     The forward is bit for bit `torch.relu`, including signed zeros and NaN. Only `z` is kept for the backward,

@@ -79,9 +79,9 @@ def anchor_regression(
         _check.classes("labels", index, len(anchors), "anchors", ignore_index)
         return labelled, index
 
-    form: dict[str, object] = {"call": "anchor_regression", "distance": distance, "ignore_index": ignore_index}
-    form["shape of anchors"] = getattr(anchors, "shape", anchors)
-    shard, (labelled, index) = Shard.of(gather, group, {"embeddings": embeddings}, form, checked)
+    facts: dict[str, object] = {"call": "anchor_regression", "distance": distance, "ignore_index": ignore_index}
+    facts["shape of anchors"] = getattr(anchors, "shape", anchors)
+    shard, (labelled, index) = Shard.of(gather, group, {"embeddings": embeddings}, facts, checked)
     u = safe_normalize(promote(embeddings))
     difference = u - safe_normalize(F.embedding(index, anchors.detach().to(u.dtype)))
     if distance == "cosine":
@@ -102,7 +102,7 @@ def class_anchors(num_classes: int, dim: int, basis: Basis = "qr", generator: to
     ``"qr"``                  0; uniformly random directions          K <= d
     ``"identity"``            0; the axes, which ReLU can reach       K <= d
     ``"etf"``                 -1 / (K - 1), a regular simplex         K <= d + 1
-    ``"grassmannian"``        as small in magnitude as it can find    nothing
+    ``"grassmannian"``        as small in magnitude as is found       nothing
     ========================  ======================================  =================
 
     A non-negative embedding cannot reach random directions (the best cosine is about 0.71): give it the identity.
@@ -110,8 +110,8 @@ def class_anchors(num_classes: int, dim: int, basis: Basis = "qr", generator: to
     Args:
         num_classes: K.
         dim: d.
-        basis: The geometry. ``"grassmannian"`` minimises the largest |cosine|; `coherence` tells what it reached and
-            `welch_bound` what nothing can beat.
+        basis: The geometry. ``"grassmannian"`` minimises the largest |cosine|: `coherence` measures the result, and
+            `welch_bound` is its lower bound.
         generator: Random numbers, on the CPU, where the geometry is found.
 
     Returns:
@@ -134,13 +134,13 @@ def class_anchors(num_classes: int, dim: int, basis: Basis = "qr", generator: to
     if num_classes > room:
         raise ValueError(
             f"{dim} dimensions hold at most {room} anchors of basis {basis!r}, got num_classes={num_classes}: use more "
-            "dimensions, or basis='grassmannian', whose anchors are as far from parallel as they can be"
+            'dimensions, or basis="grassmannian", whose anchors are as far from parallel as they can be'
         )
     with torch.device("cpu"):
         anchors = _anchors(num_classes, dim, basis, generator)
-    return anchors.float().to(
-        torch.empty(0).device
-    )  # get_default_device of torch 2.6 fails after set_default_device(None)
+    # torch.get_default_device of torch 2.6 fails after set_default_device(None)
+    default_device = torch.empty(0).device
+    return anchors.float().to(default_device)
 
 
 def _anchors(num_classes: int, dim: int, basis: Basis, generator: torch.Generator | None) -> Tensor:
@@ -170,7 +170,7 @@ def _simplex(classes: int, dim: int, generator: torch.Generator | None) -> Tenso
 
 
 def _least_coherent(classes: int, dim: int, generator: torch.Generator | None) -> Tensor:
-    """Minimise a soft maximum of the squared cosines, ever sharper."""
+    """Minimise a soft maximum of the squared cosines, in steps of growing sharpness."""
     free = torch.randn(classes, dim, dtype=torch.float64, generator=generator).requires_grad_()
     above = torch.ones(classes, classes, dtype=torch.bool).triu(1)
     for sharpness in (10.0, 100.0, 1000.0, 10000.0):

@@ -10,7 +10,7 @@ from torch import Tensor
 from ssl_heads import _check, distributed
 from ssl_heads._numerics import one_dtype, product_dtype
 from ssl_heads.distributed import Gather, Pairs, Shard
-from ssl_heads.functional._softmax import against_negatives, row_dots, scalar
+from ssl_heads.functional._softmax import against_negatives, promoted_scalar, row_dots
 from ssl_heads.similarity import IMPLS, Impl
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ def clip_loss(
         _check.paired("image_features", image_features, "text_features", text_features)
         _check.choice("impl", impl, IMPLS)
         bias = 0.0 if logit_bias is None else _check.scalar("logit_bias", logit_bias)
-        return scalar(_check.scalar("logit_scale", logit_scale)), scalar(bias)
+        return promoted_scalar(_check.scalar("logit_scale", logit_scale)), promoted_scalar(bias)
 
-    form = {"call": "clip_loss", "logit_scale": logit_scale, "logit_bias": logit_bias, "impl": impl}
+    facts = {"call": "clip_loss", "logit_scale": logit_scale, "logit_bias": logit_bias, "impl": impl}
     views = {"image_features": image_features, "text_features": text_features}
-    shard, (scale, bias) = Shard.of(gather, group, views, form, checked)
+    shard, (scale, bias) = Shard.of(gather, group, views, facts, checked)
     image, text = one_dtype(image_features, text_features)
     positive = row_dots(image, text) * scale
     dtype = product_dtype(image_features, text_features)
@@ -70,7 +70,7 @@ def clip_loss(
     loss = shard.ddp_mean(against_negatives(row, positive) + against_negatives(column, positive)) / 2
     if logit_bias is None:
         return loss
-    # DistributedDataParallel waits for a gradient of every parameter it has seen in the forward pass; NaN stays NaN.
+    # DistributedDataParallel waits for a gradient of every parameter of the forward pass; a NaN bias stays visible.
     unused = 0 * bias
     return loss + (unused.to(loss.dtype) if isinstance(unused, Tensor) else unused)
 
@@ -85,7 +85,7 @@ def siglip_loss(
     group: ProcessGroup | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    r"""The loss of SigLIP: every pair of an image and a text is a yes-or-no question of its own.
+    r"""The loss of SigLIP: every pair of an image and a text is one binary classification.
 
     .. math:: \frac{1}{n}\sum_i \Big[\text{softplus}(-S_{ii}) + \sum_{j \ne i} \text{softplus}(S_{ij})\Big],
         \quad S = \text{scale} \cdot I T^\top + \text{bias}
@@ -114,11 +114,11 @@ def siglip_loss(
     def checked() -> tuple[float | Tensor, float | Tensor]:
         _check.paired("image_features", image_features, "text_features", text_features)
         _check.choice("impl", impl, IMPLS)
-        return scalar(_check.scalar("logit_scale", logit_scale)), _check.scalar("logit_bias", logit_bias)
+        return promoted_scalar(_check.scalar("logit_scale", logit_scale)), _check.scalar("logit_bias", logit_bias)
 
-    form = {"call": "siglip_loss", "logit_scale": logit_scale, "logit_bias": logit_bias, "impl": impl}
+    facts = {"call": "siglip_loss", "logit_scale": logit_scale, "logit_bias": logit_bias, "impl": impl}
     views = {"image_features": image_features, "text_features": text_features}
-    shard, (scale, offset) = Shard.of(gather, group, views, form, checked)
+    shard, (scale, offset) = Shard.of(gather, group, views, facts, checked)
     image, text = one_dtype(image_features, text_features)
     bias = torch.as_tensor(offset, dtype=image.dtype, device=image.device).reshape(())
     positive = row_dots(image, text) * scale + bias

@@ -73,8 +73,8 @@ def nt_xent(
         integers = None if ids is None else _check.integers("ids", ids, len(z0), "z0", z0)
         return inverse(_check.positive("temperature", temperature)), integers
 
-    form = {"call": "nt_xent", "temperature": temperature, "normalize": normalize, "ids": ids, "impl": impl}
-    shard, (scale, ids) = Shard.of(gather, group, {"z0": z0, "z1": z1}, form, checked)
+    facts = {"call": "nt_xent", "temperature": temperature, "normalize": normalize, "ids": ids, "impl": impl}
+    shard, (scale, ids) = Shard.of(gather, group, {"z0": z0, "z1": z1}, facts, checked)
     ids = None if ids is None else group_index(shard.gathered(ids))
     u = unit_rows(torch.cat([z0, z1]), normalize, impl)
     return nt_xent_of_rows(u, scale, None, ids, cosine_bound(scale, normalize), shard, product_dtype(z0, z1), impl)
@@ -108,7 +108,7 @@ def info_nce(
         ids: Integers of shape (n,); samples with an equal id are never negatives of each other. -1 is no id: such a
             sample is a negative of all others.
         queue_ids: Integers of shape (K,), needed with `ids` where there is a queue: an entry with the id of a query
-            is no negative of it. `MemoryQueue` holds them; -1, which it puts where none was given, is no id here too.
+            is no negative of it. `MemoryQueue` holds them; -1, its value for an entry without an id, is no id here too.
         gather, group: Whose rows are compared, see `ssl_heads.distributed`.
         impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
@@ -133,9 +133,9 @@ def info_nce(
         _check.choice("impl", impl, IMPLS)
         return inverse(_check.positive("temperature", temperature)), integer_ids(query, ids, queue, queue_ids)
 
-    form: dict[str, object] = {"call": "info_nce", "temperature": temperature, "normalize": normalize, "impl": impl}
-    form.update({"ids": ids, "queue_ids": queue_ids, "shape of queue": getattr(queue, "shape", queue)})
-    shard, (scale, given_ids) = Shard.of(gather, group, {"query": query, "key": key}, form, checked)
+    facts: dict[str, object] = {"call": "info_nce", "temperature": temperature, "normalize": normalize, "impl": impl}
+    facts.update({"ids": ids, "queue_ids": queue_ids, "shape of queue": getattr(queue, "shape", queue)})
+    shard, (scale, given_ids) = Shard.of(gather, group, {"query": query, "key": key}, facts, checked)
     ids, queue_ids = numbered_ids(*given_ids, shard)
     bound, dtype = cosine_bound(scale, normalize), product_dtype(query, key)
     q, k = (unit_rows(x, normalize, impl) for x in one_dtype(query, key))

@@ -39,8 +39,8 @@ class DeltaTerms(NamedTuple):
     clamp_rate: Tensor
 
 
-class DeltaForm(NamedTuple):
-    """Which loss of the family.
+class DeltaSettings(NamedTuple):
+    """The choice of a loss of the family.
 
     Attributes:
         kind: The row of the table in `delta_contrast`.
@@ -54,8 +54,8 @@ class DeltaForm(NamedTuple):
     ratio: Ratio
     clamp: float
 
-    def checked(self, gather: Gather, impl: Impl) -> DeltaForm:
-        """The form with its clamp as a number.
+    def checked(self, gather: Gather, impl: Impl) -> DeltaSettings:
+        """The settings with the clamp as a number.
 
         Raises:
             ValueError: If a choice is unknown, or the kind does not have it.
@@ -70,13 +70,13 @@ class DeltaForm(NamedTuple):
         _check.choice("gather", gather, GATHERS)
         _check.choice("impl", impl, IMPLS)
         if gather == "ring":
-            raise ValueError("gather='ring' has no delta loss: use 'all', which holds the columns of all ranks on each")
+            raise ValueError('gather="ring" has no delta loss: use "all", which holds the columns of all ranks on each')
         if self.symmetric and self.kind != "infonce":
             raise ValueError(
-                f"symmetric=True is a choice of kind='infonce'; {self.kind!r} treats rows and columns alike"
+                f'symmetric=True is a choice of kind="infonce"; {self.kind!r} treats rows and columns alike'
             )
         if self.ratio == "linear" and self.kind != "scl":
-            raise ValueError(f"ratio='linear' is a choice of kind='scl'; {self.kind!r} needs a ratio above zero")
+            raise ValueError(f'ratio="linear" is a choice of kind="scl"; {self.kind!r} needs a ratio above zero')
         return self._replace(clamp=clamp)
 
     def facts(self, dissimilarity: object) -> dict[str, object]:
@@ -84,7 +84,7 @@ class DeltaForm(NamedTuple):
         configuration = dissimilarity.extra_repr() if isinstance(dissimilarity, torch.nn.Module) else ""
         named = f"{type(dissimilarity).__name__}({configuration})"
         choices = f"{self.symmetric}, {self.ratio}, {self.clamp}"
-        return {"call": "delta", "kind": self.kind, "dissimilarity": named, "form": choices}
+        return {"call": "delta", "kind": self.kind, "dissimilarity": named, "settings": choices}
 
 
 def delta_contrast(
@@ -134,8 +134,8 @@ def delta_contrast(
             finite, the gradient is bounded and never zero.
         gather, group: Whose columns the rows of this rank are contrasted with, see `ssl_heads.distributed`; ``"ring"``
             is refused.
-        impl: How the matrix is reduced, see `ssl_heads.similarity.Impl`. Forms that factor run through the engine, the
-            others over blocks of rows that are computed again in the backward pass.
+        impl: How the matrix is reduced, see `ssl_heads.similarity.Impl`. Dissimilarities that factor go through the
+            engine, the others over blocks of rows that are computed again in the backward pass.
 
     Returns:
         A scalar in float32 (float64 for float64 inputs). One pair has no negatives: their mean is 0.
@@ -194,23 +194,23 @@ def delta_terms(
         >>> delta_terms(z, z, "nwj", NegativeDot(), clamp=8.0).clamp_rate
         tensor(1.)
     """
-    form = DeltaForm(kind, symmetric, ratio, clamp)
+    settings = DeltaSettings(kind, symmetric, ratio, clamp)
 
-    def checked() -> DeltaForm:
+    def checked() -> DeltaSettings:
         _check.paired("z", z, "w", w)
         check_dissimilarity(dissimilarity)
         check_corrections(z, alpha, alpha_tilde)
-        return form.checked(gather, impl)
+        return settings.checked(gather, impl)
 
-    facts = form.facts(dissimilarity) | {"alpha": alpha, "alpha_tilde": alpha_tilde}
-    shard, form = Shard.of(gather, group, {"z": z, "w": w}, facts, checked)
-    return terms_of_pairs(z, w, form, dissimilarity, alpha, alpha_tilde, shard, impl)
+    facts = settings.facts(dissimilarity) | {"alpha": alpha, "alpha_tilde": alpha_tilde}
+    shard, settings = Shard.of(gather, group, {"z": z, "w": w}, facts, checked)
+    return terms_of_pairs(z, w, settings, dissimilarity, alpha, alpha_tilde, shard, impl)
 
 
 def terms_of_pairs(
     z: Tensor,
     w: Tensor,
-    form: DeltaForm,
+    settings: DeltaSettings,
     dissimilarity: Dissimilarity,
     alpha: Tensor | None,
     alpha_tilde: Tensor | None,
@@ -223,19 +223,19 @@ def terms_of_pairs(
         rows, columns = (torch.zeros_like(z[:, 0]) if a is None else a.to(z.dtype) for a in (alpha, alpha_tilde))
         positive = -(dissimilarity.paired(z, w) + rows + columns)
         negatives = Negatives(z, shard.gathered(w), rows, shard.gathered(columns), dissimilarity, shard, impl)
-        if form.kind == "infonce":
+        if settings.kind == "infonce":
             loss = against_negatives(negatives.row_log_sum_exp(), positive)
-            if form.symmetric:
+            if settings.symmetric:
                 by_column = Transposed(dissimilarity)
                 others = Negatives(w, shard.gathered(z), columns, shard.gathered(rows), by_column, shard, impl)
                 loss = (loss + against_negatives(others.row_log_sum_exp(), positive)) / 2
             return _without_clamp(shard.ddp_mean(loss))
-        if form.kind == "nce":
+        if settings.kind == "nce":
             attraction = against_negatives(torch.zeros_like(positive), positive)
             return _without_clamp(shard.ddp_mean(attraction + negatives.mean_softplus()))
-        if form.ratio == "linear":
+        if settings.ratio == "linear":
             return _without_clamp(shard.ddp_mean(negatives.mean_square() - 2 * positive))
-        return _bounded(form.kind, form.clamp, positive, negatives, shard)
+        return _bounded(settings.kind, settings.clamp, positive, negatives, shard)
 
 
 def _bounded(kind: DeltaKind, clamp: float, positive: Tensor, negatives: Negatives, shard: Shard) -> DeltaTerms:

@@ -145,5 +145,6 @@ def bernoulli_kl(logits: Tensor, prior: float) -> Tensor:
     log_prior = torch.where(is_open, a.new_full((), math.log(prior)), a.new_full((), math.log1p(-prior)))
     kl = -softplus(smaller) - log_prior + torch.sigmoid(smaller) * torch.where(is_open, -distance, distance)
     if is_traced():
-        return kl.sum(dim=-1).mean()  # of any number of rows but none
+        # A trace serves any number of rows, so none is written into it; the mean of an empty batch is NaN there.
+        return kl.sum(dim=-1).mean()
     return kl.sum() / max(math.prod(logits.shape[:-1]), 1)

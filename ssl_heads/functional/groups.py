@@ -28,6 +28,6 @@ def group_sizes(group: Tensor) -> Tensor:
 def counted(values: Tensor, rows: Tensor) -> Tensor:
     """The values of the rows that count, and 0 for the others.
 
-    A NaN stays in every row: the gradient is NaN in every case, and a loss without it would look sound.
+    A NaN stays also where its row does not count: the gradient is NaN in either case, and the loss shows it.
     """
     return torch.where(rows | values.isnan(), values, 0)

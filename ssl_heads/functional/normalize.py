@@ -13,7 +13,7 @@ from ssl_heads._numerics import default_eps, row_norm
 
 
 class _SafeNormalize(torch.autograd.Function):
-    """Half the passes over memory of the same expression left to autograd; keeps x alone."""
+    """Half of the passes over memory that autograd takes for the same expression; only x is saved."""
 
     # The forward takes the context: with a separate setup_context, torch inspects the signature on every call, which
     # costs as much as the normalisation of a small batch.

@@ -1,8 +1,8 @@
 """NT-Xent of a batch whose matrix is one small tile: normalisation, loss and gradient in one step of autograd.
 
-Below a few hundred rows a step costs its calls, not its arithmetic. The equations are those of `nt_xent`, in the same
-order and with the same sum over negatives; the positive takes its place in the tile of weights, so that one product
-gives the whole gradient.
+Below a few hundred rows the time of a step is that of its calls, not of its arithmetic. The equations are those of
+`nt_xent`, in the same order and with the same sum over negatives; the positive takes its place in the tile of weights,
+so that one product gives the whole gradient.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _gradient(
     w.diagonal(-n).copy_(both)
     product = matmul_nt(w, u.mT)
     radial = torch.linalg.vecdot(product, u)
-    # The upstream gradient comes last: is_grads_batched makes it a batch, which in-place operations do not take.
+    # The upstream gradient comes last: with is_grads_batched it is a batch, which in-place operations do not take.
     z_gradient = product.addcmul_(u, radial[:, None], value=-1).div_(norm) * gradient
     return z_gradient[:n], z_gradient[n:]
 

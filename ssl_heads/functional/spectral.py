@@ -44,9 +44,9 @@ def spectral_contrastive(
         >>> spectral_contrastive(torch.eye(4), torch.eye(4)).item()
         -2.0
     """
-    form = {"call": "spectral_contrastive", "normalize": normalize}
+    facts = {"call": "spectral_contrastive", "normalize": normalize}
     checked = functools.partial(_check.paired, "z0", z0, "z1", z1)
-    shard, _ = Shard.of(gather, group, {"z0": z0, "z1": z1}, form, checked)
+    shard, _ = Shard.of(gather, group, {"z0": z0, "z1": z1}, facts, checked)
     u = unit_rows(torch.cat([z0, z1]), normalize)
     return spectral_of_rows(u, torch.ones_like(u[0]), shard)
 
@@ -88,15 +88,15 @@ def decorrelation(
         >>> decorrelation(torch.eye(4)).item()
         0.0
     """
-    return weighed_decorrelation(z, normalize, gather, group, weight=1.0)
+    return decorrelation_term(z, normalize, gather, group, weight=1.0)
 
 
-def weighed_decorrelation(
+def decorrelation_term(
     z: Tensor, normalize: bool, gather: Gather, group: ProcessGroup | None, weight: float | Tensor
 ) -> Tensor:
-    """`decorrelation`, without its weight in a loss, about which the ranks agree."""
-    form = {"call": "decorrelation", "normalize": normalize, "weight of the decorrelation": weight}
-    shard, _ = Shard.of(gather, group, {"z": z}, form, functools.partial(_check.rows, "z", z))
+    """`decorrelation` as a term of a loss, before its weight: the ranks check that they have one weight."""
+    facts = {"call": "decorrelation", "normalize": normalize, "weight of the decorrelation": weight}
+    shard, _ = Shard.of(gather, group, {"z": z}, facts, functools.partial(_check.rows, "z", z))
     d = z.shape[1]
     v = unit_rows(z, normalize)
     v = v * d**0.5 if normalize else v

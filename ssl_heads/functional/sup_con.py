@@ -55,7 +55,7 @@ def sup_con(
         A scalar in float32 (float64 for float64 inputs). Where no row has a positive it is 0, still part of the graph.
 
     Raises:
-        ValueError: If shapes do not fit, the batch is empty, the temperature is not above 0 or the form is unknown.
+        ValueError: If shapes do not fit, the batch is empty, the temperature is not above 0 or a choice is unknown.
 
     Example:
         >>> import torch
@@ -71,8 +71,8 @@ def sup_con(
         _check.choice("impl", impl, IMPLS)
         return inverse(_check.positive("temperature", temperature)), integers
 
-    form = {"call": "sup_con", "temperature": temperature, "multi_positive": multi_positive, "impl": impl}
-    shard, (scale, labels) = Shard.of(gather, group, {"embeddings": embeddings}, form, checked)
+    facts = {"call": "sup_con", "temperature": temperature, "multi_positive": multi_positive, "impl": impl}
+    shard, (scale, labels) = Shard.of(gather, group, {"embeddings": embeddings}, facts, checked)
     u = unit_rows(embeddings, normalize=True, impl=impl)
     classes = group_index(shard.gathered(labels))
     others = group_sizes(classes) - 1

@@ -185,8 +185,8 @@ def _shard(
         _check.choice("impl", impl, IMPLS)
         return inverse(_check.positive("temperature", temperature))
 
-    form = {"call": call, "importance": importance, "temperature": temperature, "impl": impl}
-    return Shard.of(gather, group, {"z0": z0, "z1": z1}, form, checked)
+    facts = {"call": call, "importance": importance, "temperature": temperature, "impl": impl}
+    return Shard.of(gather, group, {"z0": z0, "z1": z1}, facts, checked)
 
 
 def _check_importance(importance: Tensor, z: Tensor) -> None:

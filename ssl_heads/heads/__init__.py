@@ -1,4 +1,4 @@
-"""Heads: features to embeddings. Everything learnable lives here."""
+"""Heads as modules: features to embeddings."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class BayesianGate(nn.Module):
     gates are all closed is a zero row; the losses take it.
 
     Args:
-        in_features: Width of the features that decide.
+        in_features: Width of the features that the gates depend on.
         out_features: Width of the embeddings that are gated.
         hidden_features: Width of the gate's hidden layer; None takes `in_features`.
         norm: ``"batch"``, ``"layer"`` or None (the paper's), on the hidden layer.

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from ssl_heads import _check
 from ssl_heads._numerics import at_least_float32
-from ssl_heads.distributed.sharded import whole
+from ssl_heads.distributed.sharded import full_parameter
 
 
 class FeatureImportance(nn.Module):
     r"""Learned importance of each dimension, :math:`s = \mathrm{softplus}(\theta) \ge 0`, one at the start.
 
-    It is the diagonal S of tri-factor contrast :math:`z^\top S z'`. Give its parameters to the optimiser, without
-    weight decay (`ssl_heads.optim.param_groups` does both): an importance that is never updated orders nothing.
+    The importance is the diagonal S of tri-factor contrast :math:`z^\top S z'`. Give its parameters to the optimiser,
+    without weight decay (`ssl_heads.optim.param_groups` does both): an importance that is never updated orders nothing.
     Adam moves a parameter by about its learning rate a step, and the importances have to spread from 1: a group of
     their own with some ten times the network's rate lets them.
 
@@ -50,7 +50,7 @@ class FeatureImportance(nn.Module):
 
     def forward(self) -> Tensor:
         """The importance s of shape (dim,), float32 (float64 for a float64 parameter)."""
-        theta = whole(self.theta)
+        theta = full_parameter(self.theta)
         return nn.functional.softplus(at_least_float32(theta))
 
     @torch.no_grad()
@@ -60,7 +60,7 @@ class FeatureImportance(nn.Module):
         Raises:
             ValueError: If an importance is NaN.
         """
-        theta = whole(self.theta)
+        theta = full_parameter(self.theta)
         if not theta.is_meta and bool(theta.isnan().any()):
             raise ValueError("the importance holds NaN, which has no place in an order: the training has diverged")
         return torch.argsort(theta, descending=True, stable=True)

@@ -86,7 +86,7 @@ class MLP(nn.Module):
         if any(isinstance(layer, nn.BatchNorm1d) for layer in self.layers):
             raise ValueError(
                 f"batch normalisation needs at least two rows in training; got input of shape {tuple(x.shape)}. "
-                "Use a larger batch, norm='layer', norm=None, or eval()."
+                'Use a larger batch, norm="layer", norm=None, or eval().'
             )
 
     def reset_parameters(self) -> None:

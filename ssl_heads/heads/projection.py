@@ -83,11 +83,11 @@ class NonNegProjection(nn.Module):
 class NonNegLinear(nn.Module):
     r"""One layer with a non-negative output, :math:`\mathrm{act}(W x + b) \ge 0`.
 
-    It loads the weights of a linear layer and has its attributes, but it is no `nn.Linear`: LoRA, quantisers and
-    other tools that wrap or replace linear layers take one for affine, and would add behind the activation or drop it.
-    They leave this layer alone; `fuse_linear_bn_eval`, which asks for no class, must not be given one. To have them
-    act before the activation, take `NonNegProjection` with `num_layers=1`, which holds a linear layer.
-    `x @ layer` is `layer(x)`, where a projection may be a matrix.
+    The layer loads the weights of a linear layer and has its attributes, but is no subclass of `nn.Linear`, so that
+    LoRA, quantisers and other tools for linear layers leave it alone: they would drop the activation, or add their term
+    behind it. `fuse_linear_bn_eval` checks no class: do not pass this layer. For tools that act before the activation
+    take `NonNegProjection` with `num_layers=1`, which holds a linear layer. `x @ layer` is `layer(x)`, where a
+    projection may be a matrix.
 
     Args:
         in_features: Input width.

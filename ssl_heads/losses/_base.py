@@ -33,7 +33,7 @@ class Loss(nn.Module):
     configuration: ClassVar[tuple[str, ...]]
 
     def __init_subclass__(cls) -> None:
-        """Refuse a class that can be called and does not declare itself."""
+        """Raise `TypeError` for a class with a forward that declares no inputs or no configuration."""
         super().__init_subclass__()
         if "forward" not in cls.__dict__:
             return
@@ -74,7 +74,7 @@ class GatheringLoss(Loss):
         reset_parts(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copy that talks to the same ranks: a process group can be shared, not copied."""
+        """A copy with the same process group, which cannot be copied."""
         duplicate = self.__class__.__new__(self.__class__)
         memo[id(self)] = duplicate
         memo[id(self.group)] = self.group

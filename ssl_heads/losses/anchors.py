@@ -32,8 +32,7 @@ class OrthonormalAnchorRegression(GatheringLoss):
     died has no gradient left.
 
     The anchors are a buffer: saved with the model, never trained, the same for a seed on every rank. Labels of one
-    class alone leave collapse stationary, so training on a single class warns once (labels on a GPU are not
-    read).
+    class alone leave collapse stationary, so training on a single class warns once (labels on a GPU are not read).
 
     Args:
         num_classes: K, the number of anchors.
@@ -128,7 +127,7 @@ class OrthonormalAnchorRegression(GatheringLoss):
         distributed.broadcast(self.anchors, source, self.group)
 
     def _warn_if_one_class(self, labels: Tensor) -> None:
-        """One class in one batch is chance; one class in many is a data set without another."""
+        """Warn if many labelled batches held one class only; in few batches that is chance."""
         if self._labelled_batches > BATCHES_BEFORE_WARNING or len(self._seen) > 1 or len(self.anchors) == 1:
             return
         found = set(labels.tolist()) - {NONE, self.ignore_index}

@@ -66,7 +66,7 @@ class CLIPLoss(GatheringLoss):
 
 
 class SigLIPLoss(GatheringLoss):
-    r"""The loss of SigLIP: every pair of an image and a text is a yes-or-no question of its own.
+    r"""The loss of SigLIP: every pair of an image and a text is one binary classification.
 
     .. math:: \frac{1}{n}\sum_i \Big[\text{softplus}(-S_{ii}) + \sum_{j \ne i} \text{softplus}(S_{ij})\Big],
         \quad S = \text{scale} \cdot I T^\top + \text{bias}

@@ -1,4 +1,4 @@
-"""Corrections: what the dissimilarity cannot say about the marginals, (n, d) -> (n,)."""
+"""Corrections, (n, d) -> (n,): the part of a log density ratio that comes from the marginals."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class ScalarCorrection(nn.Module):
 
     @property
     def awaits_start(self) -> bool:
-        """Whether no data has been seen; on a GPU this waits for it."""
+        """Whether the number has yet to start from data; on a GPU the read waits for the device."""
         return not bool(self.started > 0)
 
     @torch.no_grad()
     def start_at(self, value: Tensor) -> None:
-        """Set the number, once and to a finite one; decided on the device."""
-        value = value.to(self.value.dtype)  # a number that overflows there is not finite
+        """Set the number, once and to a finite one; the comparison stays on the device."""
+        value = value.to(self.value.dtype)  # an overflow to infinity is not finite
         starts = (self.started == 0) & value.isfinite()
         self.value.copy_(torch.where(starts, value, self.value))
         self.started.masked_fill_(starts, 1)
@@ -61,7 +61,7 @@ class ScalarCorrection(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if prefix + "value" in state_dict and prefix + "started" not in state_dict:
-            # A loaded number counts as started; assign=True leaves `started` on the meta device.
+            # A loaded number counts as started. load_state_dict(assign=True) leaves `started` on the meta device.
             if self.started.is_meta:
                 self.started = torch.ones_like(self.value, requires_grad=False)
             self.started.fill_(1)
@@ -101,7 +101,7 @@ class MLPCorrection(nn.Module):
 
     @property
     def awaits_start(self) -> bool:
-        """Whether no data has been seen; on a GPU this waits for it."""
+        """Whether the number has yet to start from data; on a GPU the read waits for the device."""
         return self.offset.awaits_start
 
     def start_at(self, value: Tensor) -> None:

@@ -11,7 +11,7 @@ from ssl_heads import _check
 from ssl_heads._modes import is_transformed, without_autocast
 from ssl_heads._numerics import promote
 from ssl_heads.distributed import Gather, Shard
-from ssl_heads.functional.delta import DeltaForm, DeltaKind, DeltaTerms, Ratio, check_corrections, terms_of_pairs
+from ssl_heads.functional.delta import DeltaKind, DeltaSettings, DeltaTerms, Ratio, check_corrections, terms_of_pairs
 from ssl_heads.functional.dissimilarities import Dissimilarity, check_dissimilarity
 from ssl_heads.losses._base import GatheringLoss
 from ssl_heads.losses.corrections import MLPCorrection, ScalarCorrection
@@ -25,7 +25,7 @@ ROWS_TO_START_FROM = 512
 
 
 class DeltaContrast(GatheringLoss):
-    r"""Contrastive learning that recovers latents: a dissimilarity states which, corrections take up the rest.
+    r"""Contrastive learning that recovers latents: the dissimilarity decides which, corrections absorb the marginals.
 
     .. math:: D_{ij} = d(z_i, w_j) + \alpha(z_i) + \tilde\alpha(w_j) \;\to\; -\log\frac{p(z_i, w_j)}{p(z_i)\,p(w_j)}
 
@@ -94,13 +94,13 @@ class DeltaContrast(GatheringLoss):
         impl: Impl = "auto",
     ) -> None:
         super().__init__(gather, group, impl)
-        form = DeltaForm(kind, symmetric, ratio, clamp).checked(gather, impl)
+        settings = DeltaSettings(kind, symmetric, ratio, clamp).checked(gather, impl)
         if alpha == "auto":
             alpha = ScalarCorrection() if kind != "infonce" and ratio == "exp" else None
         dissimilarity = NegativeCosine() if dissimilarity is None else dissimilarity
         _check_modules(dissimilarity, alpha, alpha_tilde)
         _check_trainable(kind, symmetric, alpha, alpha_tilde)
-        self.kind, self.symmetric, self.ratio, self.clamp = form
+        self.kind, self.symmetric, self.ratio, self.clamp = settings
         self.dissimilarity, self.alpha, self.alpha_tilde = dissimilarity, alpha, alpha_tilde
 
     def forward(self, z: Tensor, w: Tensor) -> Tensor:
@@ -117,8 +117,8 @@ class DeltaContrast(GatheringLoss):
             return values
 
         starts = self._may_start()
-        form = DeltaForm(self.kind, self.symmetric, self.ratio, self.clamp)
-        facts = form.facts(self.dissimilarity) | {
+        settings = DeltaSettings(self.kind, self.symmetric, self.ratio, self.clamp)
+        facts = settings.facts(self.dissimilarity) | {
             "alpha": _described(self.alpha),
             "alpha_tilde": _described(self.alpha_tilde),
             "impl": self.impl,
@@ -128,10 +128,10 @@ class DeltaContrast(GatheringLoss):
         if starts:
             alpha, alpha_tilde = self._start(z, w, alpha, alpha_tilde, shard)
         dissimilarity: Dissimilarity = self.dissimilarity  # type: ignore[assignment]  # checked in the constructor
-        return terms_of_pairs(z, w, form, dissimilarity, alpha, alpha_tilde, shard, self.impl)
+        return terms_of_pairs(z, w, settings, dissimilarity, alpha, alpha_tilde, shard, self.impl)
 
     def _offsets(self) -> list[ScalarCorrection | None]:
-        """Of both sides, the constant that starts from data: one that is trained."""
+        """The constant of each side that starts from data; None where none is trained."""
         sides = [c.offset if isinstance(c, MLPCorrection) else c for c in (self.alpha, self.alpha_tilde)]
         return [c if isinstance(c, ScalarCorrection) and c.value.requires_grad else None for c in sides]
 
@@ -159,7 +159,7 @@ class DeltaContrast(GatheringLoss):
     ) -> tuple[Tensor | None, Tensor | None]:
         """Put the median D of the first finite batch at 0, where every kind has a gradient; the values thus corrected.
 
-        The first correction that has not started takes all of it, half if it stands on both sides.
+        The first correction that has not started takes the whole shift, or half where one module corrects both sides.
         """
         left = self._proposal(z, w, alpha, alpha_tilde, shard)
         left = left / 2 if self.alpha is self.alpha_tilde else left

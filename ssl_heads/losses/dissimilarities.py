@@ -1,4 +1,4 @@
-"""Dissimilarities: each states which latents its loss recovers."""
+"""Dissimilarities, each of which determines the latents that a delta loss recovers."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class _Lp(nn.Module):
         return self.measure(rearrange(z, "n d -> n 1 d") - w)
 
     def factors(self, z: Tensor, w: Tensor) -> None:
-        """None: there is no such form."""
+        """None: there is no form as a product of matrices."""
         return
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""Steps of optimisers, for warnings that speak of training steps."""
+"""The number of optimiser steps, for warnings after many of them."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ _counter = cache(_Counter)  # created at the first call, so that importing regis
 
 
 def optimizer_steps() -> int:
-    """How many steps were taken: between two small batches of gradient accumulation the number stays the same."""
+    """The steps of all optimisers so far; batches of gradient accumulation without a step do not count."""
     return _counter().taken

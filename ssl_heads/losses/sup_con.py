@@ -34,7 +34,7 @@ class SupConLoss(GatheringLoss):
         impl: How the similarity matrix is reduced, see `ssl_heads.similarity.Impl`.
 
     Raises:
-        ValueError: If the temperature is not a finite number above 0 or the form is unknown.
+        ValueError: If the temperature is not a finite number above 0 or `multi_positive` is unknown.
 
     Reference:
         Supervised contrastive learning (arXiv 2004.11362).

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl_heads import _check, functional
 from ssl_heads.distributed import Gather
-from ssl_heads.functional.spectral import weighed_decorrelation
+from ssl_heads.functional.spectral import decorrelation_term
 from ssl_heads.heads.importance import FeatureImportance
 from ssl_heads.losses._base import GatheringLoss
 from ssl_heads.losses.steps import optimizer_steps
@@ -40,8 +40,8 @@ class TriFactorContrast(GatheringLoss):
     .. math:: L = L_\text{contrast}(u^\top S u') + w \, L_\text{decorrelation}(u),\quad S = \text{diag}(s)
 
     The importance must be trained: give an importance that your model owns, or the parameters of this loss, to the
-    optimiser. The released code forgot; this one warns once when optimisers have taken 100 steps and none of them moved
-    it.
+    optimiser. In the released code no optimiser has it. This loss warns once when optimisers have taken 100 steps and
+    the importance kept its values.
 
     Args:
         dim: Width of the embeddings, for an importance that this loss owns.
@@ -116,7 +116,7 @@ class TriFactorContrast(GatheringLoss):
             raise ValueError(f'kind="spectral" has no temperature, got {temperature}')
         contrast = self._contrast(z0, z1, self.importance(), self.temperature if temperature is None else temperature)
         views = (z0, z1) if self.two_towers else (torch.cat([z0, z1]),)
-        each = [weighed_decorrelation(z, True, self.gather, self.group, self.decorrelation_weight) for z in views]
+        each = [decorrelation_term(z, True, self.gather, self.group, self.decorrelation_weight) for z in views]
         return TriFactorTerms(contrast, torch.stack(each).sum())
 
     def _contrast(self, z0: Tensor, z1: Tensor, s: Tensor, temperature: float | Tensor) -> Tensor:
@@ -129,8 +129,8 @@ class TriFactorContrast(GatheringLoss):
     def _warn_if_unmoved(self) -> None:
         """Warn once if optimisers have taken many steps and the importance kept its values.
 
-        A new version of the parameter proves a change; fused optimisers keep the version, so values decide. A call
-        counts if an optimiser has taken a step since the last one: gradient accumulation, recomputation and calls
+        A new version of the parameter proves a change; fused optimisers keep the version, so values are compared. A
+        call counts if an optimiser has taken a step since the last one: gradient accumulation, recomputation and calls
         without training do not.
         """
         theta = self.importance.theta

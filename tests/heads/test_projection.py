@@ -83,7 +83,7 @@ def test_leading_dimensions_are_rows(norm: str | None) -> None:
 def test_one_row_has_no_batch_statistics() -> None:
     head = NonNegProjection(6, 10, 4)
     for x in (torch.randn(1, 6), torch.randn(6), torch.randn(0, 6)):
-        with pytest.raises(ValueError, match=r"at least two rows.*norm='layer'"):
+        with pytest.raises(ValueError, match=r'at least two rows.*norm="layer"'):
             head(x)
     assert head.eval()(torch.randn(1, 6)).shape == (1, 4)
 
