@@ -20,7 +20,7 @@ from ssl_heads.report import command
 from ssl_heads.report.codes import codes
 from ssl_heads.report.summary import as_sparse, random_codes
 from ssl_heads.report.thumbnails import Source
-from ssl_heads.report.twins import correlations, twins
+from ssl_heads.report.twins import twins
 from tests.report.pages import ANIMALS, SCALE, D, N, captions, contents, decoded, embedding, images
 
 
@@ -64,10 +64,13 @@ def test_twins_are_the_matching_of_the_metrics() -> None:
     z, _ = embedding()
     other = embedding(1)[0].flip(1)
     unit = torch.nn.functional.normalize
-    table = metrics.absolute_correlations(unit(z), unit(other))
-    torch.testing.assert_close(correlations(z, other).abs(), table, atol=1e-5, rtol=0)
     pairs, matching = twins(z, other, 3, 1e-5), metrics.match_by_search(unit(other), unit(z))
     assert float(pairs.correlation.abs().sum()) == pytest.approx(float(matching.per_dimension.sum()), abs=1e-4)
+    stability = metrics.seed_stability(unit(z), unit(other))
+    assert torch.equal(pairs.match, stability.order)
+    reversed_ = twins(z, -other, 3, 1e-5)
+    torch.testing.assert_close(reversed_.correlation, -pairs.correlation)
+    assert torch.equal(reversed_.strongest, pairs.strongest)
     assert pairs.match[[1, 2]].tolist() == [D - 2, D - 3]
 
 
