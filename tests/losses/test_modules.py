@@ -76,7 +76,8 @@ def run(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, list[
     return value.detach(), [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, wanted, strict=True)]
 
 
-@every_module
+# at this size "auto" is "dense", but for NT-Xent, whose small batches have a path of their own
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith("auto") or n == "nt_xent-auto"])
 def test_compile_in_one_graph(name: str) -> None:
     torch._dynamo.reset()
     module, arguments = build(name)
