@@ -16,6 +16,8 @@ LOWEST := .venv-lowest
 # Two processes with one thread each finish the tests sooner than one process with two threads.
 JOBS ?= 2
 PYTEST_ARGS ?=
+# Plugins of packages that the tests use (hydra, anyio) take seconds to import in each process, and serve no test.
+PYTEST := OMP_NUM_THREADS=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist
 
 # The tests that a change of an equation can break, but for the slow ones: Triton's interpreter, compilation, peak memory
 # and oracles of 257 rows.
@@ -48,10 +50,10 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/simclr.py --arms all --picture runs/demo.png
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
+	$(PYTEST) --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 test-fast: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(FAST) $(FAST_ARGS) $(PYTEST_ARGS)
+	$(PYTEST) --numprocesses $(JOBS) --dist worksteal $(FAST) $(FAST_ARGS) $(PYTEST_ARGS)
 
 test-lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --ignore=tests/examples --ignore=tests/peers $(PYTEST_ARGS)

@@ -15,13 +15,12 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 4e-3}
 SIZES = {
     2: {"even": (6, 6), "uneven": (9, 4)},
     3: {"even": (5, 5, 5), "uneven": (4, 1, 8)},
-    4: {"even": (4, 4, 4, 4), "uneven": (3, 7, 1, 4)},
+    4: {"uneven": (3, 7, 1, 4)},
 }
-WORLDS = [2, 3, pytest.param(4, marks=pytest.mark.nightly)]
+SPLITS = [(2, "even"), (2, "uneven"), (3, "even"), (3, "uneven"), (4, "uneven")]
 
 
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("rows", ["even", "uneven"])
+@pytest.mark.parametrize(("world", "rows"), SPLITS)
 @pytest.mark.parametrize("gather", ["all", "ring"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_equals_one_process(pool: Callable[[int], Pool], name: str, gather: str, rows: str, world: int) -> None:
