@@ -281,14 +281,24 @@ function emptyView() {
   ];
 }
 
+let linked = "";
+
+/** The links of filled rows, after dimensions were switched. */
+function relink(off) {
+  if (linked === [...off].join()) return;
+  linked = [...off].join();
+  for (const j of filled) rows[j].querySelector(".id").setAttribute("href", link(`d=${j}`));
+}
+
 function show(focus = true) {
   const { d, s, t, off } = address();
   const view = s != null && t != null ? pairView(s, t, off) : s != null ? sampleView(s, off) : d != null ? dimensionView(d, off) : emptyView();
   $("#detail").replaceChildren(...view.flat(2).filter(Boolean));
   $("#detail").classList.toggle("empty", d == null && s == null);
   $("#detail").scrollTop = 0;
-  rows.forEach((row, j) => (j === d ? row.setAttribute("aria-current", "true") : row.removeAttribute("aria-current")));
-  for (const a of rowLinks()) a.setAttribute("href", link(`d=${a.closest("tr").dataset.d}`));
+  $("tr[aria-current]")?.removeAttribute("aria-current");
+  if (d != null) rows[d].setAttribute("aria-current", "true");
+  relink(off);
   $("#off").hidden = !off.size;
   $("#off").replaceChildren("Switched off: ", ...[...off].flatMap((j) => [h("button", { type: "button", click: () => toggle(j), "aria-label": `switch ${title(j)} on` }, `${title(j)} ✕`), " "]));
   if (focus) $("#detail h2[tabindex]")?.focus({ preventScroll: matchMedia("(min-width: 62rem)").matches });
