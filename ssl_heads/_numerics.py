@@ -41,11 +41,14 @@ def one_dtype(*rows: Tensor) -> tuple[Tensor, ...]:
 
 
 def product_dtype(*rows: Tensor) -> torch.dtype:
-    """The dtype that kernels may round rows to for their products: autocast's where it is on, else the widest."""
-    device = rows[0].device.type
-    if has_autocast(device) and torch.is_autocast_enabled(device):
+    """The dtype that kernels may round rows to for their products: autocast's where it is on, else the widest.
+
+    Float64 rows are never rounded; kernels refuse them.
+    """
+    device, dtype = rows[0].device.type, widest(*rows)
+    if dtype != torch.float64 and has_autocast(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
-    return widest(*rows)
+    return dtype
 
 
 def default_eps(dtype: torch.dtype) -> float:

@@ -18,7 +18,7 @@ from ssl_heads._modes import without_autocast
 from ssl_heads.distributed.outside import outside_graph
 from ssl_heads.distributed.shard import Pairs, Shard
 from ssl_heads.similarity import Impl, implementation
-from ssl_heads.similarity.backend import LogSum, Matrix, Needs
+from ssl_heads.similarity.backend import KERNELS, LogSum, Matrix, Needs
 from ssl_heads.similarity.operators import block_backend
 
 P = ParamSpec("P")
@@ -60,7 +60,7 @@ def resolve_impl(impl: Impl, query: Tensor, key: Tensor, shard: Shard) -> Impl:
 
 def rows_to_send(impl: Impl, dtype: torch.dtype | None, *rows: Tensor) -> tuple[Tensor, ...]:
     """The rows in the dtype that the kernels read; unchanged for other backends."""
-    return rows if dtype is None or impl != "triton" else tuple(x.to(dtype) for x in rows)
+    return rows if dtype is None or impl not in KERNELS else tuple(x.to(dtype) for x in rows)
 
 
 class RingExchange:

@@ -14,11 +14,12 @@ from ssl_heads._numerics import promote
 from ssl_heads.distributed import Pairs, Shard
 from ssl_heads.functional.normalize import safe_normalize
 from ssl_heads.similarity import Impl
+from ssl_heads.similarity.backend import KERNELS
 
 
 def unit_rows(x: Tensor, normalize: bool, impl: Impl = "tiled") -> Tensor:
     """Rows in float32 or float64, of length one on request."""
-    if normalize and similarity.implementation(impl, x, len(x)) == "triton":
+    if normalize and similarity.implementation(impl, x, len(x)) in KERNELS:
         similarity.refuse_transforms()
         from ssl_heads.rowwise import host as fused
 

@@ -90,8 +90,8 @@ def prologue(
     With a `dtype` the rows are not padded: they go to torch functions before they go to the matrix kernels.
 
     Raises:
-        ValueError: If the activation or gate is unknown, a gate has no logits or noise no seed, shapes differ, or a
-            tensor is on a CPU.
+        ValueError: If the activation or gate is unknown, a gate has no logits, a prior no gate or noise no seed,
+            shapes differ, or a tensor is on a CPU or in float64.
     """
     arguments = _arguments(embeddings, settings, gate_logits, importance, seed)
     n, d = embeddings.shape
@@ -197,7 +197,9 @@ def _check(embeddings: Tensor, settings: Settings, gate_logits: Tensor | None, s
     require_device(embeddings)
     if embeddings.dim() != 2 or embeddings.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         given = f"{tuple(embeddings.shape)} in {embeddings.dtype}"
-        raise ValueError(f"the kernels take (n, d) in float32, bfloat16 or float16; got {given}")
+        raise ValueError(
+            f'the kernels take (n, d) in float32, bfloat16 or float16; got {given}: convert them, or pass impl="tiled"'
+        )
     if settings.activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {settings.activation!r}")
     if settings.gate not in GATES:
@@ -211,6 +213,8 @@ def _check(embeddings: Tensor, settings: Settings, gate_logits: Tensor | None, s
         raise ValueError("the concrete gate needs a seed, an int64 tensor of shape (1,) on the device; got None")
     if settings.prior is not None and not 0 < settings.prior < 1:
         raise ValueError(f"prior must lie strictly between 0 and 1; got {settings.prior}")
+    if settings.prior is not None and settings.gate == "none":
+        raise ValueError(f"prior={settings.prior} is that of a gate, and gate is 'none': leave it None, or give a gate")
 
 
 def row_block(width: int) -> dict[str, int]:

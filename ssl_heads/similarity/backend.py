@@ -1,18 +1,25 @@
 """The contract of a backend: a module of plain functions that reduces a similarity matrix without autograd.
 
 Rows come in the dtype of the products. Sums and gradients are in float32, or float64 for float64 rows. Empty tensors
-stand for what was not asked for.
+stand for what was not asked for; no tensor stands for two results. A side may have no rows: log-sum-exps over nothing
+are `-inf`, a sum of softplus and all gradients zero.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ssl_heads.similarity.exclusion import Exclusion
+
+Name = Literal["dense", "tiled", "triton"]
+"""The backends."""
+
+KERNELS: tuple[Name, ...] = ("triton",)
+"""Backends of fused kernels: they read rows in half precision, which the others widen."""
 
 
 class Matrix(NamedTuple):

@@ -14,9 +14,10 @@ from ssl_heads import _check
 from ssl_heads._modes import is_transformed, saveable
 from ssl_heads._numerics import accumulator, promote
 from ssl_heads.similarity import dense
-from ssl_heads.similarity.backend import Matrix
+from ssl_heads.similarity.backend import KERNELS, Matrix, Name
 from ssl_heads.similarity.exclusion import Exclusion
 from ssl_heads.similarity.operators import pair_lse, pair_softplus, scalar, self_lse
+from ssl_heads.similarity.triton import configurations
 
 Impl = Literal["auto", "dense", "tiled", "triton"]
 """How the matrix is reduced: `auto` decides from the tensors of each call; an explicit choice never falls back.
@@ -44,10 +45,10 @@ def kernels_run_on(device: torch.device) -> bool:
     """Whether Triton is installed and the device has what its kernels need."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    return configurations.of_device(device) is not None
 
 
-def implementation(impl: Impl, query: Tensor, columns: int) -> Literal["dense", "tiled", "triton"]:
+def implementation(impl: Impl, query: Tensor, columns: int) -> Name:
     """The backend of a call with these rows and so many columns."""
     _check.choice("impl", impl, IMPLS)
     if impl != "auto":
@@ -87,7 +88,7 @@ def log_sum_exp(
     """
     chosen, query, key, products = _prepare(impl, query, key, dtype)
     if chosen == "dense":
-        return dense.log_sums(Matrix(query, key, scale, exclusion), columns)
+        return dense.log_sums(Matrix(query, key, _in_dtype(scale, query), exclusion), columns)
     one_sweep = torch.is_grad_enabled() and query.requires_grad and not key.requires_grad and not columns
     settings = columns, one_sweep, bound, products, chosen
     row, column, _ = pair_lse(query, key, scalar(scale, query), *exclusion, *settings)
@@ -123,7 +124,8 @@ def self_log_sum_exp(
     chosen, x, _, products = _prepare(impl, x, x, dtype)
     weight = None if weight is None else weight.to(accumulator(x))
     if chosen == "dense":
-        return dense.log_sums(Matrix(x if weight is None else x * weight, x, scale, exclusion), columns=False)[0]
+        query = x if weight is None else x * weight
+        return dense.log_sums(Matrix(query, x, _in_dtype(scale, x), exclusion), columns=False)[0]
     pattern = exclusion.offset, exclusion.period, exclusion.query_ids, exclusion.keep_equal
     row: Tensor = self_lse(x, weight, scalar(scale, x), *pattern, bound, products, chosen)[0]
     return row
@@ -155,7 +157,7 @@ def softplus_sum(
     """
     chosen, query, key, products = _prepare(impl, query, key, dtype)
     if chosen == "dense":
-        return dense.softplus_of_negatives(Matrix(query, key, scale, exclusion), bias.to(query.dtype).reshape(()))
+        return dense.softplus_of_negatives(Matrix(query, key, _in_dtype(scale, query), exclusion), scalar(bias, query))
     numbers = scalar(scale, query), scalar(bias, query)
     gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, *numbers))
     total: Tensor = pair_softplus(query, key, *numbers, *exclusion, products, chosen, gradient)[0]
@@ -164,12 +166,17 @@ def softplus_sum(
 
 def _prepare(
     impl: Impl, query: Tensor, key: Tensor, dtype: torch.dtype | None
-) -> tuple[Literal["dense", "tiled", "triton"], Tensor, Tensor, torch.dtype]:
+) -> tuple[Name, Tensor, Tensor, torch.dtype]:
     """The backend, its rows, and the dtype of its products: kernels alone read half precision."""
     chosen = implementation(impl, query, key.shape[0])
     if chosen != "dense":
         refuse_transforms()
-    if chosen == "triton":
+    if chosen in KERNELS:
         return chosen, saveable(query), saveable(key), query.dtype if dtype is None else dtype
     query, key = promote(query), promote(key)
     return chosen, query, key, query.dtype
+
+
+def _in_dtype(scale: Tensor | float, rows: Tensor) -> Tensor | float:
+    """A tensor as operators take it; a float stays one, because making a tensor of it costs as much as a small call."""
+    return scalar(scale, rows) if isinstance(scale, Tensor) else scale

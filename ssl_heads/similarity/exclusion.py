@@ -52,7 +52,11 @@ class Exclusion(NamedTuple):
 
     def with_ids(self, query_ids: Tensor, key_ids: Tensor, keep_equal: bool = False) -> Exclusion:
         """The same diagonals, and also the pairs with equal ids; with `keep_equal` those with different ids."""
-        return Exclusion(self.offset, self.period, query_ids, key_ids, keep_equal)
+        return self._replace(query_ids=query_ids, key_ids=key_ids, keep_equal=keep_equal)
+
+    def transposed(self) -> Exclusion:
+        """The same pairs where rows are columns."""
+        return self._replace(offset=-self.offset, query_ids=self.key_ids, key_ids=self.query_ids)
 
     def diagonals(self, rows: slice, columns: slice) -> Iterator[int]:
         """Diagonals of the tile `rows x columns` that are left out, in the tile's own numbering."""

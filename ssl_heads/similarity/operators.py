@@ -20,11 +20,13 @@ from ssl_heads.similarity.exclusion import Exclusion
 
 def backend(impl: str) -> Backend:
     """The module that computes a whole matrix; Triton is imported when a call needs it."""
+    if impl == "tiled":
+        return tiled
     if impl == "triton":
         from ssl_heads.similarity.triton import backend as fused
 
         return fused
-    return tiled
+    raise ValueError(f"the backend of a whole matrix must be one of 'tiled', 'triton'; got {impl!r}")
 
 
 def block_backend(impl: str) -> BlockBackend:

@@ -62,7 +62,7 @@ def saved_shape(rows: int, columns: int, width: int, dtype: torch.dtype, one_swe
 
 def blocks(count: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most `size` rows."""
-    for start in range(0, count, size):
+    for start in range(0, count, max(size, 1)):
         yield slice(start, min(start + size, count))
 
 
@@ -78,6 +78,11 @@ def upper_triangle(count: int, side: int) -> Iterator[tuple[slice, slice]]:
     for i in blocks(count, side):
         for start in range(i.start, count, side):
             yield i, slice(start, min(start + side, count))
+
+
+def has_pairs(matrix: Matrix) -> bool:
+    """Whether neither side is empty: a maximum over no row is an error of torch."""
+    return len(matrix.query) > 0 and len(matrix.key) > 0
 
 
 # ------------------------------------------------------------------------------------------------------ one exponential
@@ -141,6 +146,8 @@ def pair_forward(matrix: Matrix, columns: bool, one_sweep: bool) -> tuple[Tensor
     The third result is for the backward: the exponentials of a matrix that is one small tile, or the gradient of the
     query where nothing else will need one.
     """
+    if not has_pairs(matrix):
+        return *_pair_online(matrix, columns), torch.zeros_like(matrix.query) if one_sweep else nothing_saved(matrix)
     matrix = scaled(matrix)
     if one_sweep:
         row, mean_key = _attend(matrix)
@@ -158,7 +165,7 @@ def pair_forward(matrix: Matrix, columns: bool, one_sweep: bool) -> tuple[Tensor
         row.log_().add_(shift)
         column.log_().add_(shift)
         if is_exact(row, shift, matrix.bound, count) and (not columns or is_exact(column, shift, matrix.bound, count)):
-            return row, column, e if n * m > 0 and is_one_tile(n, m, dtype) else nothing_saved(matrix)
+            return row, column, e if is_one_tile(n, m, dtype) else nothing_saved(matrix)
     return *_pair_online(matrix, columns), nothing_saved(matrix)
 
 
@@ -197,6 +204,9 @@ def pair_backward(
     matrix: Matrix, row: LogSum, column: LogSum | None, saved: Tensor, one_sweep: bool, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`scale W k`, `scale W^T q` and `sum_ij W_ij <q_i, k_j>`; empty where not needed."""
+    if not has_pairs(matrix):
+        query, key = (x.new_zeros(x.shape if needed else 0) for x, needed in zip(matrix[:2], needs[:2], strict=True))
+        return query, key, row.value.new_zeros(1)
     if one_sweep:
         by_query, by_key = saved * row.gradient[:, None], matrix.key.new_empty(0)
     else:
@@ -288,6 +298,8 @@ def self_forward(matrix: Matrix) -> tuple[Tensor, Tensor]:
 
     A batch that fits into one small tile also gives that tile of exponentials, for the backward to reuse.
     """
+    if not has_pairs(matrix):
+        return matrix.key.new_empty(0), nothing_saved(matrix)
     matrix, n, dtype = scaled(matrix), matrix.key.shape[0], matrix.key.dtype
     if math.isfinite(matrix.bound):
         shift = common_shift(matrix.bound, n, dtype)
@@ -299,12 +311,14 @@ def self_forward(matrix: Matrix) -> tuple[Tensor, Tensor]:
                 row[j] += e.sum(0)
         row.log_().add_(shift)
         if is_exact(row, shift, matrix.bound, n):
-            return row, e if n > 0 and is_one_tile(n, n, dtype) else nothing_saved(matrix)
+            return row, e if is_one_tile(n, n, dtype) else nothing_saved(matrix)
     return _pair_online(matrix, columns=False)[0], nothing_saved(matrix)
 
 
 def self_backward(matrix: Matrix, row: LogSum, saved: Tensor, needs_scale: bool) -> tuple[Tensor, Tensor]:
     """`scale A k` with the symmetric `A_ij = g_i exp(S_ij - row_i) + g_j exp(S_ij - row_j)`."""
+    if not has_pairs(matrix):
+        return torch.zeros_like(matrix.key), row.value.new_zeros(1)
     weights, key = PairWeights(scaled(matrix), row, row), matrix.key
     if weights.one_exponential and has_tile(saved):
         product = matmul_nt(weights.of_tile(saved), key.mT)

@@ -79,6 +79,19 @@ def test_the_random_patterns_are_not_trivial() -> None:
     assert tiles >= 9
 
 
+def test_ids_and_the_other_side_keep_every_other_field() -> None:
+    ids, key_ids = torch.arange(3), torch.arange(4)
+    pattern = Exclusion.diagonal(3, 4, 2).with_ids(ids, key_ids, keep_equal=True)
+    assert pattern[:2] == Exclusion.diagonal(3, 4, 2)[:2]
+    assert pattern.query_ids is ids
+    assert pattern.key_ids is key_ids
+    assert pattern.keep_equal
+    turned = pattern.transposed()
+    assert (turned.offset, turned.period, turned.keep_equal) == (-2, pattern.period, True)
+    assert turned.query_ids is key_ids
+    assert turned.key_ids is ids
+
+
 def test_nothing_needs_no_mask() -> None:
     assert Exclusion.nothing().mask(3, 4, torch.device("cpu")) is None
 

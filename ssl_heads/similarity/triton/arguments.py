@@ -52,9 +52,7 @@ class KernelMatrix(NamedTuple):
 
     def transposed(self) -> KernelMatrix:
         """S^T."""
-        offset, period, query_ids, key_ids, keep_equal = self.exclusion
-        exclusion = Exclusion(-offset, period, key_ids, query_ids, keep_equal)
-        return self._replace(q=self.k, k=self.q, exclusion=exclusion)
+        return self._replace(q=self.k, k=self.q, exclusion=self.exclusion.transposed())
 
 
 def kernel_matrix(matrix: Matrix, bias: Tensor | None = None) -> KernelMatrix:

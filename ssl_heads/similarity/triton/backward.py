@@ -35,6 +35,8 @@ WEIGHT_SCALE = {torch.float16: 16384.0, torch.bfloat16: 1.0, torch.float32: 1.0}
 class Gradients(NamedTuple):
     """Products with the weights, in float32; empty where they were not asked for.
 
+    No tensor stands for two results, which operators of torch forbid.
+
     Attributes:
         query: `scale W k`.
         key: `scale W^T q`.
@@ -98,9 +100,8 @@ def softplus(matrix: Matrix, bias: Tensor, gradient: bool) -> tuple[Tensor, Tens
     """`sum_ij log(1 + exp(S_ij + bias))`; on request its gradients, with `W_ij = sigmoid(S_ij + bias)`."""
     prepared = kernel_matrix(matrix, bias)
     total = reduce_pairs(prepared, columns=False)[0].sum()
-    nothing = total.new_empty(0)
     if not gradient:
-        return total, nothing, nothing, nothing, nothing
+        return total, total.new_empty(0), total.new_empty(0), total.new_empty(0), total.new_empty(0)
     factor = WEIGHT_SCALE[prepared.q.dtype]
     unit, factors = total.new_full((1,), 1 / factor), total.new_full((len(prepared.q),), factor)
     found = _differentiate(prepared, Upstream(Side(factor=factors), Side(), unit), matrix.query.shape[1], Needs())
@@ -151,12 +152,12 @@ def _differentiate(matrix: KernelMatrix, upstream: Upstream, width: int, needs: 
 
         return run(choose("panel", matrix.q, mode, run))
     tile = choose("gradient", matrix.q, mode, lambda tile: _in_registers(matrix, upstream, width, tile))
-    query = key = nothing = matrix.scale.new_empty(0)
+    query, key = matrix.scale.new_empty(0), matrix.scale.new_empty(0)
     if needs.key:
         key, dots, sums = _in_registers(matrix.transposed(), upstream.transposed(), width, tile)
     if needs.query or not needs.key:
         query, dots, sums = _in_registers(matrix, upstream, width, tile)
-    return Gradients(query if needs.query else nothing, key, dots.sum().reshape(1), sums)
+    return Gradients(query if needs.query else query.new_empty(0), key, dots.sum().reshape(1), sums)
 
 
 def _in_registers(matrix: KernelMatrix, upstream: Upstream, width: int, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
@@ -192,17 +193,24 @@ def _finish(raw: Tensor, q: Tensor, scale: Tensor, unit: Tensor, gradient: Tenso
 
 
 def _through_panels(matrix: KernelMatrix, upstream: Upstream, tile: Tile, width: int, needs: Needs) -> Gradients:
-    """Write W panel by panel and leave both products to the library; the workspace does not grow with n m."""
+    """Write W panel by panel and leave both products to the library; the workspace does not grow with n m.
+
+    A panel is in the dtype of the rows: the row sums of a softplus are of rounded weights here, as both products are,
+    where the kernel in registers sums before it rounds.
+    """
     q, k, scale, unit = matrix.q, matrix.k, matrix.scale, upstream.unit
-    (n, padded), m, nothing = q.shape, len(k), scale.new_empty(0)
+    (n, padded), m = q.shape, len(k)
     panel_columns = min(m, PANEL_COLUMNS)
     panel_stride = -(-panel_columns // 16) * 16
     panel_rows = max(1, PANEL_BYTES // (panel_stride * q.element_size() * tile.rows)) * tile.rows
     panel = q.new_empty(min(n, panel_rows), panel_stride)
 
     of_query = needs.query or not needs.key
-    query = scale.new_empty(n, width) if of_query else nothing
-    key, key_raw = nothing, scale.new_zeros(m, padded) if needs.key else nothing
+    query, key = (
+        scale.new_empty(n if of_query else 0, width),
+        scale.new_empty(m, width) if needs.key else scale.new_empty(0),
+    )
+    key_raw = scale.new_zeros(m if needs.key else 0, padded)
     dots, sums = scale.new_empty(n if of_query else m), scale.new_zeros(n if matrix.reduction == SOFTPLUS else 0)
     for top in range(0, n, panel_rows):
         i = slice(top, min(top + panel_rows, n))
@@ -220,9 +228,8 @@ def _through_panels(matrix: KernelMatrix, upstream: Upstream, tile: Tile, width:
         if of_query:
             _finish(query_raw[None], q[i], scale, unit, query[i], dots[i])
     if needs.key:
-        key = scale.new_empty(m, width)
         _finish(key_raw[None], k, scale, unit, key, scale.new_empty(m) if of_query else dots)
-    return Gradients(query if needs.query else nothing, key, dots.sum().reshape(1), sums)
+    return Gradients(query if needs.query else scale.new_empty(0), key, dots.sum().reshape(1), sums)
 
 
 def _launch_panel(matrix: KernelMatrix, upstream: Upstream, tile: Tile, panel: Tensor, i: slice, j: slice) -> None:

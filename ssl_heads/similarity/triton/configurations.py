@@ -53,7 +53,7 @@ def padded_width(width: int) -> int:
     return -(-width // 64) * 64
 
 
-# Major compute capability -> rows of the table. Every other device (sm_86, sm_89, sm_120) takes those of sm_80.
+# Major compute capability -> rows of the table. Every other one from 8 on (sm_86, sm_89, sm_120) takes those of sm_80.
 OF_CAPABILITY = {9: "sm_90", 10: "sm_100"}
 
 # Shared memory that one program may use, in bytes; for sm_80 the least that any device with its tiles offers.
@@ -113,17 +113,37 @@ TABLE: dict[tuple[str, Kernel, Precision, int], Tile] = {
 INTERPRETER_TILE = Tile(32, 32, 64, 4, 1)
 
 
+def of_nvidia(major: int) -> str | None:
+    """Rows of the table for a major compute capability; None before bfloat16."""
+    return OF_CAPABILITY.get(major, "sm_80") if major >= 8 else None
+
+
+def of_amd(name: str) -> str | None:
+    """Rows of the table for a `gcnArchName`, as `gfx942:sramecc+:xnack-`; None for a processor that has none."""
+    processor = name.split(":")[0]
+    return processor if processor.startswith("gfx") and processor in SHARED_MEMORY else None
+
+
+def of_device(device: torch.device) -> str | None:
+    """Rows of the table for a GPU; None where the kernels have no tiles for it."""
+    if torch.version.hip is not None:
+        return of_amd(torch.cuda.get_device_properties(device).gcnArchName)
+    return of_nvidia(torch.cuda.get_device_capability(device)[0])
+
+
 @functools.lru_cache
 def architecture(device: torch.device) -> str:
     """Rows of the table for a device."""
     if device.type == "cpu":
         return "interpreter"
-    if torch.version.hip is not None:
-        return "gfx942"
-    major, minor = torch.cuda.get_device_capability(device)
-    if major < 8:
-        raise ValueError(f'the kernels need compute capability 8.0, {device} has {major}.{minor}: pass impl="tiled"')
-    return OF_CAPABILITY.get(major, "sm_80")
+    found = of_device(device)
+    if found is None:
+        amd = ", ".join(name for name in SHARED_MEMORY if of_amd(name))
+        raise ValueError(
+            f"the kernels need an NVIDIA GPU of compute capability 8.0 or newer, or an AMD GPU of {amd}; "
+            f'{device} is another: pass impl="tiled"'
+        )
+    return found
 
 
 @functools.lru_cache

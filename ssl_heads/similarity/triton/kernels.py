@@ -332,7 +332,7 @@ def finish_kernel(
     raw_ptr,  # (splits, N, WIDTH) float32: W k
     q_ptr,  # (N, WIDTH)
     scale_ptr, unit_ptr,  # (1,) float32
-    gradient_ptr,  # (N, D) in the dtype of the caller's embeddings
+    gradient_ptr,  # (N, D): scale W k, float32 from the launcher
     dot_ptr,  # (N,) float32: <q_i, (W k)_i>, whose sum is the gradient of the scale
     N, D, q_stride, gradient_stride, splits,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,

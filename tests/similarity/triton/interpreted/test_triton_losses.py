@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from ssl_heads import functional
+from ssl_heads import NegativeDot, functional
 from ssl_heads.rowwise import kernels as row_kernels
 from ssl_heads.similarity.backend import Matrix
 from ssl_heads.similarity.triton import arguments, backward, forward
@@ -30,6 +31,11 @@ LOSSES: dict[str, Loss] = {
     "sup_con out": lambda a, b, impl: functional.sup_con(a, LABELS, impl=impl),
     "sup_con in": lambda a, b, impl: functional.sup_con(a, LABELS, multi_positive="in", impl=impl),
     "tri_factor": lambda a, b, impl: functional.tri_factor_contrast(a, b, torch.linspace(0, 2, 24), impl=impl),
+}
+# Without a dtype for products: rows in float32.
+CORRECTED: dict[str, Loss] = {
+    f"delta {kind}": lambda a, b, impl, kind=kind: functional.delta_contrast(a, b, kind, NegativeDot(), impl=impl)
+    for kind in ("nce", "infonce")
 }
 # The interpreter truncates where it stores bfloat16; a device rounds.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 7e-3}
@@ -67,6 +73,32 @@ def assert_right(loss: Loss, a: Tensor, b: Tensor, tolerance: float) -> None:
 def test_the_kernels_give_the_loss_and_its_gradient(name: str, dtype: torch.dtype) -> None:
     a, b = (x.to(dtype) for x in views())
     assert_right(LOSSES[name], a, b, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", {**LOSSES, **CORRECTED})
+def test_a_value_alone(name: str, mode: Callable[[], AbstractContextManager[None]]) -> None:
+    loss = {**LOSSES, **CORRECTED}[name]
+    a, b = views()
+    with mode():
+        value = loss(a, b, "triton")
+    assert relative_error(value.double(), loss(a.double(), b.double(), "dense")) < 1e-5
+
+
+@pytest.mark.parametrize("name", CORRECTED)
+def test_the_kernels_give_a_corrected_loss(name: str) -> None:
+    assert_right(CORRECTED[name], *views(), 1e-5)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", {**LOSSES, **CORRECTED})
+def test_float64_rows_are_refused_and_never_rounded(name: str, autocast: bool) -> None:
+    a, b = (x.double() for x in views())
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        pytest.raises(ValueError, match=r'float64.*impl="tiled"'),
+    ):
+        {**LOSSES, **CORRECTED}[name](a, b, "triton")
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from ssl_heads._numerics import product_dtype
 from ssl_heads.rowwise import host
-from ssl_heads.similarity import Exclusion, log_sum_exp, operators, self_log_sum_exp, softplus_sum
+from ssl_heads.similarity import Exclusion, Impl, log_sum_exp, operators, self_log_sum_exp, softplus_sum
 from tests.checks import assert_gradient_close
+from tests.similarity import empty
 from tests.similarity.triton.interpreted.literal import left_out
 from tests.similarity.triton.interpreted.literal import log_sum_exp as literal_log_sum_exp
 
@@ -100,6 +102,57 @@ def test_value_and_gradients(name: str) -> None:
             assert x.grad is None
         else:
             assert_gradient_close(x.grad, y.grad, 1e-5)
+
+
+@pytest.mark.parametrize("width", [D, 300], ids=["registers", "panels"])
+@pytest.mark.parametrize("structure", ["two sets", "two sets by rows", "one set"])
+def test_every_choice_of_what_is_learned(structure: str, width: int) -> None:
+    """The operator computes what is needed, and returns no tensor twice."""
+
+    def value(x: Tensor, other: Tensor, scale: Tensor, impl: Impl) -> Tensor:
+        if structure == "one set":
+            return self_log_sum_exp(x, scale, weight=other, exclusion=Exclusion.modulo(N // 2), impl=impl).sum()
+        row, column = log_sum_exp(x, other, scale, columns=structure == "two sets", impl=impl)
+        return row.sum() if column is None else row.sum() + 0.5 * column.sum()
+
+    x = torch.randn(N, width) / width**0.5
+    other = torch.rand(width) if structure == "one set" else torch.randn(M, width) / width**0.5
+    for needs in itertools.product([False, True], repeat=3):
+        if any(needs):
+            single = [v.clone().requires_grad_(n) for v, n in zip((x, other, torch.tensor(5.0)), needs, strict=True)]
+            double = [v.detach().double().requires_grad_(v.requires_grad) for v in single]
+            value(*single, "triton").backward()
+            value(*double, "dense").backward()
+            for mine, exact in zip(single, double, strict=True):
+                assert (mine.grad is None) == (exact.grad is None)
+                if exact.grad is not None and exact.dim():
+                    assert_gradient_close(mine.grad, exact.grad, 1e-5)
+                elif exact.grad is not None:
+                    torch.testing.assert_close(mine.grad.double(), exact.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [D, 300], ids=["registers", "panels"])
+@pytest.mark.parametrize("learned", ["query", "key", "scale", "bias"])
+def test_every_choice_of_what_a_softplus_learns(learned: str, width: int) -> None:
+    inputs = {
+        "query": torch.randn(N, width), "key": torch.randn(M, width), "scale": torch.tensor(0.3),
+        "bias": torch.tensor(-3.0),
+    }  # fmt: skip
+    gradients = []
+    for impl, dtype in (("triton", torch.float32), ("dense", torch.float64)):
+        given = {name: x.to(dtype, copy=True).requires_grad_(name == learned) for name, x in inputs.items()}
+        softplus_sum(**given, exclusion=Exclusion.diagonal(N, M), impl=impl).backward()
+        gradients.append(given[learned].grad)
+    assert_gradient_close(*(g.reshape(-1) for g in gradients), 1e-4)
+
+
+@pytest.mark.parametrize("bound", [math.inf, 30.0])
+@pytest.mark.parametrize("shape", empty.SHAPES, ids=str)
+def test_sets_without_rows(shape: tuple[int, int], bound: float) -> None:
+    for frozen_keys in (False, True):
+        empty.assert_takes_two_sets("triton", shape, bound, frozen_keys)
+    empty.assert_takes_one_set("triton", bound)
+    empty.assert_takes_softplus("triton", shape)
 
 
 @pytest.mark.parametrize("name", list(CASES))
