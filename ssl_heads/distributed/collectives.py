@@ -164,15 +164,21 @@ class _AllReduceSum(torch.autograd.Function):
 _sum = outside_graph(_AllReduceSum.apply)
 
 
-def _all_reduced(x: Tensor, group: ProcessGroup | None) -> Tensor:
+def _all_reduced(x: Tensor, group: ProcessGroup | None, operation: Any = dist.ReduceOp.SUM) -> Tensor:
     total = x.contiguous().clone()
-    dist.all_reduce(total, group=group)
+    dist.all_reduce(total, operation, group=group)
     return total
+
+
+@outside_graph
+def _maximum(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    return _all_reduced(x, group, dist.ReduceOp.MAX)
 
 
 def global_log_sum_exp(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """The elementwise log-sum-exp over ranks: of columns whose rows are spread over them."""
-    largest = x.detach().clone()
-    dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
-    largest = torch.where(largest > -torch.inf, largest, 0)
-    return torch.log(sum_over_ranks(torch.exp(x - largest), group)) + largest
+    largest = _maximum(x.detach(), group)
+    # of a column that is -inf on all ranks, the logarithm of zero would make the gradient NaN
+    empty = largest == -torch.inf
+    total = sum_over_ranks(torch.exp(x - largest.masked_fill(empty, 0)), group)
+    return torch.log(total.masked_fill(empty, 1)) + largest

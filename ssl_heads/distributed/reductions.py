@@ -11,6 +11,7 @@ import math
 import torch
 from einops import rearrange
 from torch import Tensor
+from typing_extensions import assert_never
 
 from ssl_heads import similarity
 from ssl_heads.distributed import ring
@@ -46,22 +47,17 @@ def log_sum_exp(
         One value an own row, and one an own key or None.
     """
     shard = pairs.shard
-    if shard.is_local:
-        exclusion = pairs.exclusion_for_block(shard.rank, query, key)
-        return similarity.log_sum_exp(
-            query, key, scale, exclusion=exclusion, columns=columns, bound=bound, dtype=dtype, impl=impl
-        )
+    reduce = functools.partial(similarity.log_sum_exp, columns=columns, bound=bound, dtype=dtype, impl=impl)
+    if shard.gather == "none":
+        return reduce(query, key, scale, exclusion=pairs.exclusion_for_block(shard.rank, query, key))
     if shard.gather == "ring":
         row, column = ring.log_sum_exp(query * scale, key, pairs, columns, bound, dtype, impl)
         return row, column if columns else None
+    if shard.gather != "all":
+        assert_never(shard.gather)
     keys = shard.gathered(key)
     exclusion = pairs.exclusion_for_all(len(keys) // shard.total)
-    views = [
-        similarity.log_sum_exp(
-            view, keys, scale, exclusion=exclusion, columns=columns, bound=bound, dtype=dtype, impl=impl
-        )
-        for view in torch.split(query, shard.rows)
-    ]
+    views = [reduce(view, keys, scale, exclusion=exclusion) for view in torch.split(query, shard.rows)]
     row = torch.cat([row for row, _ in views])
     if not columns:
         return row, None
@@ -97,7 +93,7 @@ def self_log_sum_exp(
         One value an own row.
     """
     shard = pairs.shard
-    if shard.is_local:
+    if shard.gather == "none":
         exclusion = pairs.exclusion_for_block(shard.rank, x, x)
         return similarity.self_log_sum_exp(
             x, scale, weight=weight, exclusion=exclusion, bound=bound, dtype=dtype, impl=impl
@@ -117,17 +113,21 @@ def softplus_sum(
 ) -> Tensor:
     """`sum_ij softplus(scale * <q_i, k_j> + bias)` over the negatives of the own rows among the keys of all ranks."""
     shard = pairs.shard
+    reduce = functools.partial(similarity.softplus_sum, dtype=dtype, impl=impl)
+    if shard.gather == "none":
+        return reduce(query, key, scale, bias, exclusion=pairs.exclusion_for_block(shard.rank, query, key))
     if shard.gather == "ring":
         return ring.softplus_sum(query * scale, key, bias, pairs, dtype, impl)
-    keys = shard.gathered(key)
-    exclusion = pairs.exclusion_for_block(shard.rank, query, key) if shard.is_local else pairs.exclusion_for_all(1)
-    return similarity.softplus_sum(query, keys, scale, bias, exclusion=exclusion, dtype=dtype, impl=impl)
+    if shard.gather == "all":
+        return reduce(query, shard.gathered(key), scale, bias, exclusion=pairs.exclusion_for_all(1))
+    assert_never(shard.gather)
 
 
 def class_sum(keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
     """For each own row the sum of the keys of its class over all ranks.
 
-    The matrix [labels_i = labels_j] is symmetric, so that the backward of the sum round the ring is the same sum.
+    The matrix [labels_i = labels_j] is symmetric, so that the backward of the sum round the ring is the same sum. Keys
+    that a log-sum-exp also compares with are gathered for both.
 
     Args:
         keys: The own keys, of shape (n, d).
@@ -137,9 +137,12 @@ def class_sum(keys: Tensor, labels: Tensor, shard: Shard) -> Tensor:
     Returns:
         Shape (n, d).
     """
-    if shard.is_local:
-        return torch.zeros_like(keys).index_add(0, labels, keys)[labels]
-    return ring.class_sum(keys, labels, shard)
+    if shard.gather == "ring":
+        return ring.class_sum(keys, labels, shard)
+    if shard.gather == "none" or shard.gather == "all":
+        everyone = shard.gathered(keys)
+        return torch.zeros_like(everyone).index_add(0, labels, everyone)[labels[shard.own]]
+    assert_never(shard.gather)
 
 
 def square_sum(query: Tensor, key: Tensor, shard: Shard) -> Tensor:

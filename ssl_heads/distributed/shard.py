@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import torch.distributed as dist
@@ -35,12 +35,14 @@ class Shard:
         group: Whose ranks hold the batch; None is the default group.
         rank: The position of this rank in the group.
         sizes: Rows of each rank, in rank order, which is the order of everything that is gathered.
+        exchanged: What was gathered, beside the own rows; it lives as long as the call.
     """
 
     gather: Gather
     group: ProcessGroup | None
     rank: int
     sizes: tuple[int, ...]
+    exchanged: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -117,12 +119,20 @@ class Shard:
         return x.mean() * (self.world * self.rows / self.total)
 
     def gathered(self, x: Tensor) -> Tensor:
-        """Rows of all ranks, in rank order; stacked views stay stacked view by view."""
+        """Rows of all ranks, in rank order; stacked views stay stacked view by view.
+
+        Two reductions of one call that read the same keys exchange them once, and one sum of gradients.
+        """
         if self.is_local:
             return x
+        for sent, everyone in self.exchanged:
+            if sent is x:
+                return everyone
         views = x.shape[0] // self.rows
         rows = rearrange(x, "(views n) ... -> n views ...", views=views)
-        return rearrange(gather_sized(rows, self.sizes, self.group), "n views ... -> (views n) ...")
+        everyone = rearrange(gather_sized(rows, self.sizes, self.group), "n views ... -> (views n) ...")
+        self.exchanged.append((x, everyone))
+        return everyone
 
     def first(self, x: Tensor, count: int) -> Tensor:
         """The first rows of the batch of all ranks, at most `count`, without gradient."""

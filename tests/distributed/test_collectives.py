@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ssl_heads.distributed import all_gather_rows, all_reduce_sum
+from ssl_heads.distributed import Pairs, Shard, all_gather_rows, all_reduce_sum, reductions
 from tests.checks import assert_gradient_close
 from tests.distributed import work
 from tests.distributed.pool import Pool
@@ -41,6 +41,44 @@ def test_reduce_sum(pool: Callable[[int], Pool], world: int) -> None:
     for actual, actual_gradient in pool(world).run(work.reduce_and_weigh):
         torch.testing.assert_close(actual, total)
         assert_gradient_close(actual_gradient, gradient, 1e-12)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_columns_without_negatives_have_no_gradient(pool: Callable[[int], Pool], world: int) -> None:
+    parts, values, gradients = (
+        torch.stack(x) for x in zip(*pool(world).run(work.log_sum_exp_of_columns, 5), strict=True)
+    )
+    leaves = parts.clone()[:, 1:].requires_grad_()
+    expected = leaves.logsumexp(0)
+    (world * expected.sum()).backward()
+    for value in values:
+        assert value[0] == -torch.inf
+        torch.testing.assert_close(value[1:], expected.detach())
+    assert not gradients[:, 0].any()
+    torch.testing.assert_close(gradients[:, 1:], leaves.grad)
+
+
+@pytest.mark.parametrize("multi_positive", ["out", "in"])
+def test_all_gathers_keys_once_and_sends_none_round_a_ring(pool: Callable[[int], Pool], multi_positive: str) -> None:
+    for gathered, passed in pool(2).run(work.messages, "all", multi_positive):
+        assert len(gathered) == 1
+        assert passed == 0
+    for gathered, passed in pool(2).run(work.messages, "ring", multi_positive):
+        assert gathered == []
+        assert passed > 0
+
+
+def test_an_unknown_way_of_gathering_is_no_other() -> None:
+    shard = Shard("tree", None, 0, (4, 4))
+    x, labels, pairs = torch.randn(4, 3), torch.zeros(8, dtype=torch.long), Pairs(shard)
+    for call in (
+        lambda: reductions.log_sum_exp(x, x, 1.0, pairs),
+        lambda: reductions.self_log_sum_exp(x, 1.0, pairs),
+        lambda: reductions.softplus_sum(x, x, 1.0, torch.zeros(()), pairs),
+        lambda: reductions.class_sum(x, labels, shard),
+    ):
+        with pytest.raises(AssertionError, match="tree"):
+            call()
 
 
 def test_without_a_group_nothing_happens() -> None:

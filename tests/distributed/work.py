@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssl_heads import FeatureImportance, NTXentLoss, SigLIPLoss, TriFactorContrast
 from ssl_heads.adapters import HuggingFaceCLIP, OpenCLIP
-from ssl_heads.distributed import Shard, all_gather_rows, all_reduce_sum, collectives
+from ssl_heads.distributed import Shard, all_gather_rows, all_reduce_sum, collectives, ring
 from ssl_heads.functional import decorrelation, info_nce, nt_xent, sup_con
 from ssl_heads.similarity import tiled
 
@@ -54,6 +54,38 @@ def reduce_and_weigh() -> tuple[Tensor, Tensor]:
 
 def gather_integers(sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return all_gather_rows(own_rows(torch.arange(sum(sizes)).to(dtype), sizes))
+
+
+def log_sum_exp_of_columns(columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """This rank's parts, of which the first column is -inf everywhere and the second here alone; value and gradient."""
+    x = rows(1, columns, seed=dist.get_rank())[0]
+    x[0] = -torch.inf
+    if dist.get_rank() == 0:
+        x[1] = -torch.inf
+    x.requires_grad_()
+    value = collectives.global_log_sum_exp(x, None)
+    value[1:].sum().backward()
+    return x.detach(), value.detach(), x.grad
+
+
+def messages(gather: str, multi_positive: str) -> tuple[list[torch.Size], int]:
+    """Shapes of floating rows that a step of SupCon gathers on this rank, and how often the ring passes a block on."""
+    gathered: list[torch.Size] = []
+    into, exchange = collectives._all_gather_into, ring.RingExchange
+    passed = unittest.mock.Mock(side_effect=exchange)
+
+    def counted(output: Tensor, x: Tensor, group: Any) -> None:
+        if x.is_floating_point():
+            gathered.append(x.shape)
+        into(output, x, group)
+
+    z, labels = torch.randn(4, 3, requires_grad=True), torch.arange(4) % 2
+    with (
+        unittest.mock.patch.object(collectives, "_all_gather_into", counted),
+        unittest.mock.patch.object(ring, "RingExchange", passed),
+    ):
+        sup_con(z, labels, multi_positive=multi_positive, gather=gather).backward()
+    return gathered, passed.call_count
 
 
 # ------------------------------------------------------------------------------------------------------------- training
