@@ -60,7 +60,7 @@ def scalar(name: str, value: object) -> float | Tensor:
         number = value.item()  # type: ignore[attr-defined]  # a NumPy scalar or array
     if isinstance(number, (int, float)) and not isinstance(number, bool):
         return float(number)
-    raise ValueError(f"{name} must be one number, or a tensor of shape () or (1,); got {shown(value)}")
+    raise ValueError(f"{name} must be one number, or a tensor of shape () or (1,), got {shown(value)}")
 
 
 def shown(value: object) -> object:
@@ -89,7 +89,7 @@ def choice(name: str, value: object, options: Iterable[object]) -> None:
     """One of a fixed set of values."""
     options = tuple(options)
     if not (value is None or isinstance(value, str)) or value not in options:  # an array has no truth value
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}; got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
 
 
 def tensor(name: str, x: object) -> None:

@@ -27,7 +27,7 @@ def as_images(images: Any) -> tuple[Tensor, float]:
     elif x.ndim == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3):
         x = rearrange(x, "n h w c -> n c h w")
     if x.ndim != 4 or x.shape[1] not in (1, 3) or x.numel() == 0:
-        raise ValueError(f"expected images (n, 1 or 3, h, w), (n, h, w, 1 or 3) or (n, h, w); got shape {shape}")
+        raise ValueError(f"expected images (n, 1 or 3, h, w), (n, h, w, 1 or 3) or (n, h, w), got shape {shape}")
     return x, _white(x)
 
 

@@ -91,7 +91,7 @@ class Dimensions(NamedTuple):
             ValueError: If `by` is unknown, or no dimension has such a value.
         """
         if by not in get_args(Order):
-            raise ValueError(f"by must be one of {', '.join(map(repr, get_args(Order)))}; got {by!r}")
+            raise ValueError(f"by must be one of {', '.join(map(repr, get_args(Order)))}, got {by!r}")
         values: Tensor = getattr(self, by)
         if bool(values.isnan().all()):
             missing = {"importance": "give importance=", "selectivity": "give labels of at least two classes"}

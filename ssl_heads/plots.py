@@ -69,7 +69,7 @@ def modal_class(activation: ArrayLike, labels: ArrayLike, *, eps: float = EPS) -
     strength, classes = as_tensor("activation", activation).cpu(), as_classes("labels", labels).cpu()
     if strength.shape != classes.shape:
         shapes = f"{tuple(strength.shape)} and {tuple(classes.shape)}"
-        raise ValueError(f"expected activation (n,) and labels (n,); got {shapes}")
+        raise ValueError(f"expected activation (n,) and labels (n,), got {shapes}")
     if not finite(strength):
         return ModalClass(-1, math.nan, -1)
     found, counts = torch.unique(classes[(strength > eps) & (classes >= 0)], return_counts=True)
@@ -138,13 +138,13 @@ def top_activating(
     z = as_matrix("embeddings", embeddings)
     if len(z) != len(pixels):
         shapes = f"embeddings {tuple(z.shape)} and images {tuple(pixels.shape)}"
-        raise ValueError(f"expected embeddings (n, d), a row an image; got {shapes}")
+        raise ValueError(f"expected embeddings (n, d), a row an image, got {shapes}")
     refuse_rows_that_are_not_finite("embeddings", z)
     classes = None if labels is None else as_labels("labels", labels, "embeddings", z).cpu()
     _check_names(class_names, classes)
     rows = expected_activation(z).order[:8].tolist() if dims is None else as_integers("dims", dims).flatten().tolist()
     if not rows or not all(0 <= j < z.shape[1] for j in rows):
-        raise ValueError(f"dims must lie in 0..{z.shape[1] - 1} and name at least one dimension; got {rows}")
+        raise ValueError(f"dims must lie in 0..{z.shape[1] - 1} and name at least one dimension, got {rows}")
 
     activation = unit_rows(z)[:, rows].cpu()
     index = torch.stack([_strongest_and_spread(a, num_images, num_spread, eps) for a in activation.unbind(dim=1)])
@@ -209,9 +209,9 @@ def _check_names(class_names: Sequence[str] | Mapping[int, str] | None, classes:
     if class_names is None:
         return
     if classes is None:
-        raise ValueError(f"class_names are of the classes in labels, and there are no labels; got {class_names!r}")
+        raise ValueError(f"class_names are of the classes in labels, and there are no labels, got {class_names!r}")
     if not hasattr(class_names, "__getitem__"):
-        raise ValueError(f"class_names must be a list or a dict, from class to name; got {type(class_names).__name__}")
+        raise ValueError(f"class_names must be a list or a dict, from class to name, got {type(class_names).__name__}")
     known = class_names.keys() if isinstance(class_names, Mapping) else range(len(class_names))
     nameless = [c for c in torch.unique(classes).tolist() if c >= 0 and c not in known]
     if nameless:

@@ -101,7 +101,7 @@ class MemoryQueue(nn.Module):
         _check.tensor("keys", keys)
         if keys.ndim != 2 or keys.shape[1] != dim or not keys.is_floating_point():
             raise ValueError(
-                f"keys must be floating-point and have the width of the queue, shape (n, {dim}); got "
+                f"keys must be floating-point and have the width of the queue, shape (n, {dim}), got "
                 f"{tuple(keys.shape)} of {keys.dtype} beside a queue of shape {(size, dim)}"
             )
         _check.same_device("keys", keys, "the queue", self.rows)

@@ -162,7 +162,7 @@ def test_modal_class_counts_positive_activations():
         ),
         ({"labels": [3] * 10, "class_names": {0: "cat"}}, r"no name for class 3.*\{0: 'cat'\}"),
         ({"labels": range(10), "class_names": {"cat", "dog"}}, r"class_names must be a list or a dict.* got set"),
-        ({"class_names": ["cat"]}, r"no labels; got \['cat'\]"),
+        ({"class_names": ["cat"]}, r"no labels, got \['cat'\]"),
         ({"num_images": 2.5}, r"num_images.*2\.5"),
         ({"eps": 0.0}, r"eps.*0"),
         ({"num_images": 0}, r"num_images.*0"),

@@ -196,7 +196,7 @@ def test_a_start_of_both_signs_makes_the_first_step_trivial_for_a_non_negative_h
     [
         (0, 3, "nonneg", "size must be at least 1.*0"),
         (4, -1, "nonneg", "dim must be at least 1.*-1"),
-        (4, 3, "zeros", "start must be one of 'nonneg', 'signed'; got 'zeros'"),
+        (4, 3, "zeros", "start must be one of 'nonneg', 'signed', got 'zeros'"),
     ],
 )
 def test_configurations_that_make_no_sense_are_named(size: int, dim: int, start: str, message: str) -> None:
@@ -206,7 +206,7 @@ def test_configurations_that_make_no_sense_are_named(size: int, dim: int, start:
 
 def test_another_width_is_refused_with_both_shapes() -> None:
     queue = MemoryQueue(16, 8)
-    with pytest.raises(ValueError, match=r"width of the queue, shape \(n, 8\); got \(4, 6\).*shape \(16, 8\)"):
+    with pytest.raises(ValueError, match=r"width of the queue, shape \(n, 8\), got \(4, 6\).*shape \(16, 8\)"):
         queue.enqueue(torch.rand(4, 6))
     with pytest.raises(
         ValueError, match=r"query and queue must have the same width, got shapes \(4, 6\) and \(16, 8\)"

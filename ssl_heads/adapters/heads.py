@@ -56,8 +56,8 @@ class GatedHead(nn.Module):
         self._kl, self._kl_of_training = [*self._kl, out.kl] if going_on else [out.kl], self.training
         if len(self._kl) > self.MOST_CALLS:
             raise ValueError(
-                f"{self.MOST_CALLS} calls of GatedHead, and nobody took the divergence: add weight * head.take_kl() to "
-                "the loss, or gates have no prior"
+                f"{self.MOST_CALLS} calls of GatedHead without take_kl: add weight * head.take_kl() to the loss, or "
+                "gates have no prior"
             )
         return embeddings
 

@@ -35,7 +35,7 @@ class MoCoCriterion(nn.Module):
             raise ValueError(f"logits must hold a positive and at least one negative, got shape {tuple(logits.shape)}")
         if _check.visible(labels) and bool(labels.any()):
             raise ValueError(
-                f"labels must be zeros, as moco's builder returns them: the own key's logit comes first; got "
+                f"labels must be zeros, as moco's builder returns them: the own key's logit comes first, got "
                 f"{int(labels[labels != 0][0])}"
             )
         logits = promote(logits)

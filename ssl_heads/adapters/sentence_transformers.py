@@ -75,7 +75,7 @@ class SentenceTransformers(nn.Module):
             terms = terms_of(self.loss, columns[0], labels)
         else:
             raise ValueError(
-                f"expected the columns (anchor, positive), or one column of texts with labels; got {len(columns)} "
+                f"expected the columns (anchor, positive), or one column of texts with labels, got {len(columns)} "
                 f"column{'s' if len(columns) != 1 else ''} {'with' if labels is not None else 'without'} labels for "
                 f"{type(self.loss).__name__}: select the columns of the data set"
             )

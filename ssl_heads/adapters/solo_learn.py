@@ -72,7 +72,7 @@ class SoloLearnMoCo(nn.Module):
     def __init__(self, loss: InfoNCELoss | None = None) -> None:
         super().__init__()
         if loss is not None and not isinstance(loss, InfoNCELoss):
-            raise ValueError(f"a query, a key and a queue are what InfoNCELoss takes; got {type(loss).__name__}")
+            raise ValueError(f"a query, a key and a queue are what InfoNCELoss takes, got {type(loss).__name__}")
         self.loss = InfoNCELoss(normalize=False) if loss is None else loss
 
     def forward(self, query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) -> Tensor:
@@ -82,6 +82,6 @@ class SoloLearnMoCo(nn.Module):
         if queue.ndim != 2 or queue.shape[0] != query.shape[-1]:
             raise ValueError(
                 f"solo-learn's queue holds one entry a column, shape (d, K) = ({query.shape[-1]}, K) beside a query of "
-                f"shape {tuple(query.shape)}; got {tuple(queue.shape)}"
+                f"shape {tuple(query.shape)}, got {tuple(queue.shape)}"
             )
         return at_temperature(self.loss, temperature, query, key, rearrange(queue, "d k -> k d"))

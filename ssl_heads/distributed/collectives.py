@@ -87,7 +87,7 @@ def tensor_facts(call: str, x: object, first: int) -> dict[str, object]:
 def _check_rows(x: Tensor) -> None:
     _check.tensor("x", x)
     if x.ndim == 0:
-        raise ValueError("x must have rows, shape (n, ...); got shape ()")
+        raise ValueError("x must have rows, shape (n, ...), got shape ()")
 
 
 def gather_sized(x: Tensor, sizes: Sequence[int], group: ProcessGroup | None) -> Tensor:

@@ -166,5 +166,6 @@ def distance_from_identity(x: Tensor, shard: Shard) -> Tensor:
     """`||x^T x / N - I||_F^2` over the N rows of all ranks."""
     if shard.is_local:
         return gram.distance_from_identity(x)
-    difference: Tensor = shard.all_reduce(gram.moment(x)) / shard.total - torch.eye(x.shape[1]).to(x)
+    identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    difference: Tensor = shard.all_reduce(gram.moment(x)) / shard.total - identity
     return difference.square().sum()

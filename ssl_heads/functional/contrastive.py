@@ -159,7 +159,7 @@ def integer_ids(
     if (queue_ids is not None) != (ids is not None and queue is not None):
         given = {"ids": ids, "queue": queue, "queue_ids": queue_ids}
         names = " and ".join(name for name, x in given.items() if x is not None)
-        raise ValueError(f"a queue takes ids and queue_ids together, and a batch without one ids alone; got {names}")
+        raise ValueError(f"a queue takes ids and queue_ids together, and a batch without one ids alone, got {names}")
     if ids is None:
         return None, None
     ids = _check.integers("ids", ids, len(query), "query", query)

@@ -65,7 +65,7 @@ class DeltaSettings(NamedTuple):
         clamp = float(_check.positive("clamp", self.clamp))
         if clamp > LARGEST_CLAMP:
             raise ValueError(
-                f"clamp must be at most {LARGEST_CLAMP}, so that sums of exp(2 clamp) stay finite; got {clamp}"
+                f"clamp must be at most {LARGEST_CLAMP}, so that sums of exp(2 clamp) stay finite, got {clamp}"
             )
         _check.choice("gather", gather, GATHERS)
         _check.choice("impl", impl, IMPLS)

@@ -136,7 +136,7 @@ def bernoulli_kl(logits: Tensor, prior: float) -> Tensor:
     """
     prior = _check.fraction("prior", prior)
     if logits.dim() == 0:
-        raise ValueError("bernoulli_kl takes logits (..., d); got a scalar")
+        raise ValueError("bernoulli_kl takes logits (..., d), got a scalar")
     a = at_least_float32(logits)
     is_open = a >= 0
     # u = min(p, 1 - p). On the open side KL = log(1 - u) - log r - u (a - logit r), and likewise on the other.

@@ -63,7 +63,7 @@ def safe_normalize(x: Tensor, eps: float | None = None) -> Tensor:
     """
     _check.tensor("x", x)
     if not x.is_floating_point() or x.dim() == 0:
-        raise ValueError(f"safe_normalize takes floating rows (..., d); got {x.dtype} of shape {tuple(x.shape)}")
+        raise ValueError(f"safe_normalize takes floating rows (..., d), got {x.dtype} of shape {tuple(x.shape)}")
     eps = default_eps(x.dtype) if eps is None else float(_check.not_negative("eps", eps))
     if is_transformed() or is_traced():
         # transforms differentiate the expression, tracers record it

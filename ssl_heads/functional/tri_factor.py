@@ -194,6 +194,6 @@ def _check_importance(importance: Tensor, z: Tensor) -> None:
     if importance.shape != z.shape[1:] or not importance.is_floating_point():
         raise ValueError(
             f"importance must hold one floating-point value a dimension, shape ({z.shape[1]},) for embeddings of shape "
-            f"{tuple(z.shape)}; got {importance.dtype} of shape {tuple(importance.shape)}"
+            f"{tuple(z.shape)}, got {importance.dtype} of shape {tuple(importance.shape)}"
         )
     _check.same_device("importance", importance, "z0", z)

@@ -127,7 +127,7 @@ class BayesianGate(nn.Module):
             return
         if features.shape[:-1] != embeddings.shape[:-1] or embeddings.shape[-1:] != (self.out_features,):
             raise ValueError(
-                f"expected embeddings (..., {self.out_features}) with the leading dimensions of the features; got "
+                f"expected embeddings (..., {self.out_features}) with the leading dimensions of the features, got "
                 f"features {tuple(features.shape)} and embeddings {tuple(embeddings.shape)}"
             )
 

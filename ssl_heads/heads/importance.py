@@ -112,12 +112,12 @@ def canonicalize(embeddings: Tensor, importance: Tensor, reference: Tensor | Non
     reference = embeddings if reference is None else reference
     if importance.dim() != 1 or not embeddings.shape[-1:] == reference.shape[-1:] == importance.shape:
         raise ValueError(
-            f"expected embeddings (..., d), importance (d,) and reference (n, d); got {tuple(embeddings.shape)}, "
+            f"expected embeddings (..., d), importance (d,) and reference (n, d), got {tuple(embeddings.shape)}, "
             f"{tuple(importance.shape)} and {tuple(reference.shape)}"
         )
     rows = reference.detach().reshape(-1, importance.numel())
     if len(rows) == 0:
-        raise ValueError(f"the signs need at least one reference row; got shape {tuple(reference.shape)}")
+        raise ValueError(f"the signs need at least one reference row, got shape {tuple(reference.shape)}")
     anchor = rows.gather(0, rows.abs().argmax(dim=0, keepdim=True)).squeeze(0)
     sign = torch.where(anchor < 0, -1.0, 1.0).to(embeddings.dtype)
     order = torch.argsort(importance.detach(), descending=True, stable=True)

@@ -26,11 +26,11 @@ def check_features(x: Tensor, width: int) -> None:
     given: object = x
     if isinstance(given, Mapping):  # sentence-transformers passes a dict from module to module
         raise ValueError(
-            f"expected features (..., {width}); got {type(given).__name__} of {', '.join(map(str, given))}. In a "
+            f"expected features (..., {width}), got {type(given).__name__} of {', '.join(map(str, given))}. In a "
             "SentenceTransformer wrap the head: ssl_heads.adapters.SentenceTransformersHead(head)"
         )
     if x.dim() == 0 or x.shape[-1] != width:
-        raise ValueError(f"expected features (..., {width}); got shape {tuple(x.shape)}")
+        raise ValueError(f"expected features (..., {width}), got shape {tuple(x.shape)}")
 
 
 class MLP(nn.Module):
@@ -85,7 +85,7 @@ class MLP(nn.Module):
             return
         if any(isinstance(layer, nn.BatchNorm1d) for layer in self.layers):
             raise ValueError(
-                f"batch normalisation needs at least two rows in training; got input of shape {tuple(x.shape)}. "
+                f"batch normalisation needs at least two rows in training, got input of shape {tuple(x.shape)}. "
                 'Use a larger batch, norm="layer", norm=None, or eval().'
             )
 

@@ -83,7 +83,7 @@ class OrthonormalAnchorRegression(GatheringLoss):
         self.num_classes = num_classes = _check.at_least_one("num_classes", num_classes)
         self.dim = dim = _check.at_least_one("dim", dim)
         if 0 <= _check.integer("ignore_index", ignore_index) < num_classes:
-            raise ValueError(f"ignore_index must not be a class, 0..{num_classes - 1}; got {ignore_index}")
+            raise ValueError(f"ignore_index must not be a class, 0..{num_classes - 1}, got {ignore_index}")
         self.basis = "tensor" if isinstance(basis, Tensor) else basis
         self.seed = _check.integer("seed", seed)
         self.distance, self.ignore_index = distance, ignore_index

@@ -109,7 +109,7 @@ def classes_or_none(name: str, labels: ArrayLike) -> Tensor:
         hint = "; one-hot rows become classes by .argmax(1)" if y.ndim == 2 else ""
         raise ValueError(f"expected {name} (n,), one integer a row, got shape {tuple(y.shape)}{hint}")
     if int(y.min()) < -1:
-        raise ValueError(f"{name} must be classes 0, 1, ..., or -1 for none; got {int(y.min())}")
+        raise ValueError(f"{name} must be classes 0, 1, ..., or -1 for none, got {int(y.min())}")
     return y
 
 
@@ -122,7 +122,7 @@ def one_a_row(name: str, y: Tensor, owner: str, of: Tensor) -> Tensor:
     """Integers (n,) on the device of the matrix whose rows they belong to."""
     if len(y) != len(of):
         raise ValueError(
-            f"expected {name} ({len(of)},), one integer for each row of {owner}; got shape {tuple(y.shape)} beside "
+            f"expected {name} ({len(of)},), one integer for each row of {owner}, got shape {tuple(y.shape)} beside "
             f"{owner} of shape {tuple(of.shape)}"
         )
     return y.to(of.device)
@@ -162,7 +162,7 @@ def as_truth(name: str, x: ArrayLike) -> Tensor:
     matrix = as_matrix(name, x)
     wrong = matrix[(matrix != 0) & (matrix != 1)]
     if len(wrong) > 0:
-        raise ValueError(f"{name} must hold truth values, or zeros and ones; got {wrong[0].item()}: pass {name} > 0")
+        raise ValueError(f"{name} must hold truth values, or zeros and ones, got {wrong[0].item()}: pass {name} > 0")
     return matrix.bool()
 
 

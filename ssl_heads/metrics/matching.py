@@ -162,7 +162,7 @@ def match_by_importance(
     score_x, score_y = as_tensor("importance_a", importance_a).cpu(), as_tensor("importance_b", importance_b).cpu()
     if score_x.shape != x.shape[1:] or score_y.shape != y.shape[1:] or x.shape != y.shape:
         raise ValueError(
-            f"expected two embeddings (n, d), each with importance (d,); got {tuple(x.shape)} with "
+            f"expected two embeddings (n, d), each with importance (d,), got {tuple(x.shape)} with "
             f"{tuple(score_x.shape)} and {tuple(y.shape)} with {tuple(score_y.shape)}"
         )
     table = absolute_correlations(x, y, correlation)

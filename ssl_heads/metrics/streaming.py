@@ -78,7 +78,7 @@ class StreamingMetric(ABC):
             return self
         if not torch.equal(self.widths, other.widths):
             seen, given = self.widths.tolist(), other.widths.tolist()
-            raise ValueError(f"expected rows as wide as those seen before, {seen}; got {given}")
+            raise ValueError(f"expected rows as wide as those seen before, {seen}, got {given}")
         if self.finite and other.finite:
             self._add(other)
         self.rows, self.finite = self.rows + other.rows, self.finite & other.finite

@@ -87,4 +87,4 @@ def _any(active: Tensor, dimensions: Tensor) -> Tensor:
 def _below(name: str, x: Tensor, count: int) -> None:
     if int(x.min()) < -1 or int(x.max()) >= count:
         wrong = int(x.min()) if int(x.min()) < -1 else int(x.max())
-        raise ValueError(f"{name} must lie between 0 and {count - 1}, or be -1 for none; got {wrong}")
+        raise ValueError(f"{name} must lie between 0 and {count - 1}, or be -1 for none, got {wrong}")

@@ -35,7 +35,7 @@ DENSE_ON_GPU_UP_TO = 1024 * 1024
 
 
 def refuse_transforms() -> None:
-    """Operators without rules for torch.func and forward mode would stop in torch, or drop a tangent without a word."""
+    """Raise `RuntimeError` under torch.func and in forward mode, for which tiles and kernels have no rules."""
     if is_transformed():
         raise RuntimeError('tiles and kernels work neither under torch.func nor in forward mode; pass impl="dense"')
 

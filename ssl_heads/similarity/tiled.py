@@ -6,7 +6,7 @@ All functions work on plain tensors of one dtype (float32 or float64). The passe
 One exponential a pair. With a common shift `c`, `e_ij = exp(S_ij - c)` serves its row and its column, and no
 running maximum is needed. `c` is chosen so that no sum can overflow, given `|S| <= bound`; whether something that
 matters underflowed is seen in the sums themselves (`is_exact`), and then the online path runs instead. The backward
-asks the same question of the saved log-sum-exp, so both passes are exact by construction.
+makes the same test on the saved log-sum-exp, so both passes are exact by construction.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ssl_heads.similarity.backend import LogSum, Matrix, Needs
 from ssl_heads.similarity.dense import without_infinity
 from ssl_heads.similarity.product import accumulate, matmul_nt
 
-# The side of the largest square tile, by bytes an element: it stays in cache beside its operands. And the smallest, on
-# which a matrix product still runs near its full rate. See docs/performance.md.
+# The side of the largest square tile, by bytes an element: the tile stays in cache beside its operands.
 TILE = {4: 768, 8: 512}
+# The side of the smallest tile on which a matrix product runs near its full rate. See docs/performance.md.
 SMALLEST = 256
 SAVED_BYTES = 1 << 22
 """A matrix of at most so many bytes is one tile, and the backward reuses its exponentials: their memory does not grow

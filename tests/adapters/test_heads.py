@@ -77,7 +77,7 @@ def test_evaluation_leaves_nothing_behind() -> None:
 
 def test_a_divergence_that_nobody_takes_is_noticed() -> None:
     head = gated()
-    with pytest.raises(ValueError, match=r"64 calls of GatedHead, and nobody took the divergence"):
+    with pytest.raises(ValueError, match=r"64 calls of GatedHead without take_kl"):
         [head(torch.randn(N, 16)) for _ in range(GatedHead.MOST_CALLS + 1)]
 
 

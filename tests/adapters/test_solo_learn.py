@@ -92,9 +92,9 @@ def test_solo_learn_s_moco(loss: InfoNCELoss | None) -> None:
 
 
 def test_a_queue_the_wrong_way_round_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"shape \(d, K\) = \(8, K\) beside a query of shape \(6, 8\); got \(40, 8\)"):
+    with pytest.raises(ValueError, match=r"shape \(d, K\) = \(8, K\) beside a query of shape \(6, 8\), got \(40, 8\)"):
         SoloLearnMoCo()(unit(N, D), unit(N, D), unit(40, D), 0.4)
-    with pytest.raises(ValueError, match="InfoNCELoss takes; got NTXentLoss"):
+    with pytest.raises(ValueError, match="InfoNCELoss takes, got NTXentLoss"):
         SoloLearnMoCo(NTXentLoss())  # type: ignore[arg-type]
 
 

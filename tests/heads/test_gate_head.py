@@ -231,7 +231,7 @@ def test_bad_configuration_is_refused() -> None:
         BayesianGate(6, 4, threshold=1.5)
     with pytest.raises(ValueError, match=r"temperature .* got 0\.0"):
         BayesianGate(6, 4, temperature=0.0)
-    with pytest.raises(ValueError, match=r"'straight_through', 'concrete', 'soft'; got 'gumbel'"):
+    with pytest.raises(ValueError, match=r"'straight_through', 'concrete', 'soft', got 'gumbel'"):
         BayesianGate(6, 4, estimator="gumbel")
     with pytest.raises(ValueError, match="hidden_features must be at least 1, got 0"):
         BayesianGate(6, 4, hidden_features=0)

@@ -151,7 +151,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     for arguments in [(z, s[:5]), (z, s[None]), (z, s, z[:, :5]), (z[:, :5], s, z)]:
         with pytest.raises(ValueError, match=r"got \(.*\), \(.*\) and \(.*\)"):
             canonicalize(*arguments)
-    with pytest.raises(ValueError, match=r"at least one reference row; got shape \(0, 6\)"):
+    with pytest.raises(ValueError, match=r"at least one reference row, got shape \(0, 6\)"):
         canonicalize(z[:0], s)
 
 

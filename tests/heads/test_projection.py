@@ -149,7 +149,7 @@ def test_bad_configuration_is_refused() -> None:
         NonNegProjection(6, 0, 4)
     with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
         NonNegProjection(6, 8, 4, num_layers=0)
-    with pytest.raises(ValueError, match="norm must be one of 'batch', 'layer', None; got 'group'"):
+    with pytest.raises(ValueError, match="norm must be one of 'batch', 'layer', None, got 'group'"):
         NonNegProjection(6, 8, 4, norm="group")
     with pytest.raises(ValueError, match="got 'gelu'"):
         NonNegProjection(6, 8, 4, activation="gelu")

@@ -99,7 +99,7 @@ def test_what_a_kind_cannot_train_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "mine"}, "kind must be one of 'nce', 'infonce', 'scl', 'nwj'; got 'mine'"),
+        ({"kind": "mine"}, "kind must be one of 'nce', 'infonce', 'scl', 'nwj', got 'mine'"),
         ({"kind": "nwj", "symmetric": True}, 'symmetric=True is a choice of kind="infonce"'),
         ({"kind": "nce", "ratio": "linear"}, 'ratio="linear" is a choice of kind="scl"'),
         ({"clamp": 0.0}, "clamp must be a finite number above 0, got 0.0"),

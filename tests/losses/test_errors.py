@@ -188,7 +188,7 @@ CHOSEN = {
 @pytest.mark.parametrize("impl", ["fast", "", "Dense", None])
 @pytest.mark.parametrize("name", CHOSEN)
 def test_implementations(name: str, impl: str) -> None:
-    with pytest.raises(ValueError, match=rf"impl must be one of 'auto', 'dense', 'tiled'.*; got {impl!r}$"):
+    with pytest.raises(ValueError, match=rf"impl must be one of 'auto', 'dense', 'tiled'.*, got {impl!r}$"):
         CHOSEN[name](impl)
 
 

@@ -223,7 +223,7 @@ LABELS_REFUSED: dict[str, tuple[Any, str]] = {
     "NumPy's names": (np.array(["cat", "dog"] * (N // 2)), r"text .*'cat'.*number the names"),
     "holes": ([None] * N, "got list"),
     "one-hot": (torch.nn.functional.one_hot(LABELS), r"\(40, 3\).*argmax\(1\)"),
-    "below -1": (LABELS - 2, r"-1 for none; got -2"),
+    "below -1": (LABELS - 2, r"-1 for none, got -2"),
     "none at all": (LABELS[:0], r"got shape \(0,\)"),
     "one too few": (LABELS[1:], r"\(39,\)"),
     "without values": (LABELS.to("meta"), "meta"),

@@ -50,5 +50,5 @@ def test_the_mean_does_not_see_how_large_a_class_is() -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="kind must be one of 'sum', 'mean', 'frequency'; got 'median'"):
+    with pytest.raises(ValueError, match="kind must be one of 'sum', 'mean', 'frequency', got 'median'"):
         semantic_entropy(torch.eye(2), [0, 1], "median")  # type: ignore[arg-type]

@@ -77,7 +77,7 @@ def test_match_score_refuses() -> None:
     b, y = torch.ones(6, 2), torch.ones(6, 1)
     for value in (0.5, math.nan):
         with pytest.raises(
-            ValueError, match=f"active must hold truth values, or zeros and ones; got {value}.*active > 0"
+            ValueError, match=f"active must hold truth values, or zeros and ones, got {value}.*active > 0"
         ):
             match_score(b * value, y)
     with pytest.raises(ValueError, match=r"same samples, got shapes \(6, 2\) and \(5, 1\)"):
@@ -133,9 +133,9 @@ def test_tapa_refuses() -> None:
     x = torch.ones(3, 4)
     with pytest.raises(ValueError, match=r"pairs of one shape, got \(3, 4\) and \(2, 4\)"):
         tapa_score(x, x[:2], [0] * 3, [1] * 3, [[0], [1]])
-    with pytest.raises(ValueError, match=r"added must lie between 0 and 1, or be -1 for none; got 2"):
+    with pytest.raises(ValueError, match=r"added must lie between 0 and 1, or be -1 for none, got 2"):
         tapa_score(x, x, [2] * 3, [1] * 3, [[0], [1]])
-    with pytest.raises(ValueError, match=r"dimensions must lie between 0 and 3, or be -1 for none; got 4"):
+    with pytest.raises(ValueError, match=r"dimensions must lie between 0 and 3, or be -1 for none, got 4"):
         tapa_score(x, x, [0] * 3, [1] * 3, [[0], [4]])
     with pytest.raises(ValueError, match=r"expected removed \(3,\)"):
         tapa_score(x, x, [0] * 3, [1] * 2, [[0], [1]])

@@ -32,11 +32,14 @@ ONLINE, BOUNDED, SOFTPLUS = kernels.ONLINE.value, kernels.BOUNDED.value, kernels
 
 
 def require_device(x: Tensor) -> None:
-    """Raise `ValueError` for a tensor that the kernels cannot run on."""
+    """Raise `ValueError` for a tensor that the kernels cannot run on.
+
+    Tests on the CPU set TRITON_INTERPRET=1 before the import.
+    """
     if x.device.type != "cuda" and not INTERPRETED:
         raise ValueError(
             f'impl="triton" needs CUDA or ROCm tensors and got one on {x.device}: move the embeddings to a GPU, '
-            'or pass impl="auto" or impl="tiled" (for tests, TRITON_INTERPRET=1 set before the import runs on the CPU)'
+            'or pass impl="auto" or impl="tiled"'
         )
 
 
@@ -69,7 +72,7 @@ def kernel_matrix(matrix: Matrix, bias: Tensor | None = None) -> KernelMatrix:
             f'got {query.dtype} and {key.dtype}: convert them, or pass impl="tiled"'
         )
     if query.dim() != 2 or key.dim() != 2 or query.shape[1] != key.shape[1]:
-        raise ValueError(f"query (n, d) and key (m, d) share d; got {tuple(query.shape)} and {tuple(key.shape)}")
+        raise ValueError(f"query (n, d) and key (m, d) share d, got {tuple(query.shape)} and {tuple(key.shape)}")
     q = aligned(query)
     k = q if key is query else aligned(key)
     if not isinstance(scale, Tensor):

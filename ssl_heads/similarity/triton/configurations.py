@@ -62,7 +62,7 @@ SHARED_MEMORY = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gf
 # (architecture, kernel, precision, width) -> tile. ANY is every width that has no entry of its own. A gradient without
 # an entry takes the panel. The forward kernel with ids has entries of its own where the ids, 64 bits each, would not
 # fit beside the large tile; the bounded one, where its registers let two programs of four warps share a multiprocessor.
-# Both take "forward" where they have no entry.
+# Without an entry "forward_ids" and "forward_bounded" take that of "forward".
 ANY = 0
 TABLE: dict[tuple[str, Kernel, Precision, int], Tile] = {
     ("sm_80", "forward", "half", 64): Tile(128, 128, 64, 8, 3),
