@@ -51,6 +51,9 @@ def dense_nt_xent(inputs: Sequence[Tensor]) -> Tensor:
     return F.cross_entropy(logits, torch.cat([torch.arange(n, 2 * n), torch.arange(n)]))
 
 
+LINEAR_CROSS_ENTROPY = hasattr(F, "linear_cross_entropy")  # of newer versions of torch
+
+
 def linear_cross_entropy_nt_xent(inputs: Sequence[Tensor]) -> Tensor:
     """torch's chunked form; it has no mask, so self-similarity stays in the sum: another loss of the same cost."""
     z0, z1 = inputs

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from contestants import Loss
 from measure import Record, Through
 from torch import Tensor
 
+import ssl_heads
 from ssl_heads import functional
 from ssl_heads.functional import safe_normalize
 from ssl_heads.similarity import Impl
@@ -87,13 +87,14 @@ def nt_xent(n: int, d: int, repeats: int = 7) -> Work:
         "papers' form": Contestant(others.papers_nt_xent, 7),
         "dense cross entropy": Contestant(others.dense_nt_xent, 5),
         "dense cross entropy, oneDNN": Contestant(Through(others.dense_nt_xent), 5),
-        "F.linear_cross_entropy": Contestant(
+    }
+    if others.LINEAR_CROSS_ENTROPY:
+        entrants["F.linear_cross_entropy"] = Contestant(
             others.linear_cross_entropy_nt_xent,
             0 if n <= 8192 else math.inf,  # a minute a step
             others.linear_cross_entropy_nt_xent,
             "keeps self-similarity in the sum: another loss",
-        ),
-    }
+        )
     if others.installed("lightly"):
         entrants["lightly"] = Contestant(others.lightly_nt_xent(), 7)
     if others.installed("pytorch_metric_learning"):
@@ -116,8 +117,9 @@ def clip(n: int, d: int, repeats: int = 7) -> Work:
         "ssl-heads": Contestant(us),
         "dense cross entropy": Contestant(others.dense_clip, 5),
         "dense cross entropy, oneDNN": Contestant(Through(others.dense_clip), 5),
-        "F.linear_cross_entropy": Contestant(others.linear_cross_entropy_clip),
     }
+    if others.LINEAR_CROSS_ENTROPY:
+        entrants["F.linear_cross_entropy"] = Contestant(others.linear_cross_entropy_clip)
     if others.installed("open_clip"):
         entrants["open_clip"] = Contestant(others.open_clip_clip(), 6)
     for entrant in entrants.values():
@@ -216,7 +218,7 @@ def run(work: Work) -> list[Record]:
                 share_of_mm=round(equivalents * mm / median(times), 3),
                 share_of_product=round(equivalents * product / median(times), 3),
                 note=entrant.note if kept else left_out_because(entrant, matrix_gb),
-                version=importlib.metadata.version("ssl-heads") if name == "ssl-heads" else _version(name),
+                version=ssl_heads.__version__ if name == "ssl-heads" else _version(name),
             )
         )
         print(_line(records[-1]), flush=True)

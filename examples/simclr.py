@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from common import (
     WIDTH,
@@ -31,6 +32,7 @@ from common import (
     one_line_errors,
     small_convnet,
     warmup_then_cosine,
+    writable_folder,
 )
 from images import Split, augment, load, pixels
 from torch import Tensor, nn
@@ -194,6 +196,23 @@ def evaluate(model: SimCLR, train: Split, test: Split, device: str) -> tuple[lis
     return [*(f"{value:.3f}" for value in row), str(metrics.alive_dimensions(z))], z, order
 
 
+def write_embeddings(arm: str, model: SimCLR, test: Split, images: Tensor, args: argparse.Namespace) -> None:
+    """What `python -m ssl_heads report` reads: ARM.npz, and ARM_untrained.npz of a model that took no step.
+
+    Batch norm of the untrained model has the statistics of a few batches of training images.
+    """
+    torch.manual_seed(args.seed)
+    untrained = ARMS[arm](small_convnet(images.shape[1]), args.temperature).to(args.device)
+    encode(untrained.train(), images[:2000], args.device)
+    args.embeddings.mkdir(parents=True, exist_ok=True)
+    for name, encoder in ((arm, model), (f"{arm}_untrained", untrained.eval())):
+        _, z = encode(encoder, test.images, args.device)
+        columns = {"embeddings": z, "labels": test.labels, "images": test.images}
+        if isinstance(encoder, TriCL):
+            columns["importance"] = encoder.importance().detach()
+        np.savez_compressed(args.embeddings / f"{name}.npz", **{key: x.cpu().numpy() for key, x in columns.items()})
+
+
 def draw(shown: dict[str, tuple[Tensor, Tensor]], test: Split, path: Path) -> None:
     """The test images that activate each arm's first dimensions."""
     from matplotlib import pyplot as plt
@@ -228,6 +247,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--checkpoint", type=Path, help="written after every epoch and on Ctrl-C; resumed from if it exists")
+    add("--embeddings", type=Path, help="a folder for ARM.npz and ARM_untrained.npz, which ssl_heads report reads")
     add("--picture", type=Path, help="write images that activate each arm's first dimensions here")
     args = parser.parse_args(argv)
     args.arms = list(ARMS) if "all" in args.arms else args.arms
@@ -242,6 +262,8 @@ def check(args: argparse.Namespace) -> None:
     check_device(args.device)
     if args.picture is not None:
         check_picture(args.picture)
+    if args.embeddings is not None:
+        writable_folder(args.embeddings / "arm.npz")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -267,6 +289,8 @@ def run(args: argparse.Namespace) -> None:
         model, seconds = train(arm, train_split, args, checkpoint)
         row, *shown[arm] = evaluate(model, train_split, test_split, args.device)
         rows[TITLES[arm]] = [*row, f"{seconds:.0f}"]
+        if args.embeddings:
+            write_embeddings(arm, model, test_split, train_split.images, args)
     print(markdown(rows, COLUMNS))
     if args.picture:
         draw(shown, test_split, args.picture)

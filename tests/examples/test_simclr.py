@@ -87,7 +87,9 @@ def test_training_lowers_the_loss(arm: str, digits: images.Split):
 
 def test_all_arms_give_one_table_and_one_picture(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     picture = tmp_path / "made" / "on demand.png"
-    simclr.main(small_run(folder, "--arms", "all", "--epochs", "1", "--picture", str(picture)))
+    simclr.main(
+        small_run(folder, "--arms", "all", "--epochs", "1", "--picture", str(picture), "--embeddings", str(tmp_path))
+    )
     lines = capsys.readouterr().out.splitlines()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert table[0] == ["arm", *simclr.COLUMNS]
@@ -101,6 +103,12 @@ def test_all_arms_give_one_table_and_one_picture(folder: Path, tmp_path: Path, c
         assert image.format == "PNG"
         assert min(image.size) > 500
         assert len(set(image.convert("L").get_flattened_data())) > 50
+    for arm in simclr.ARMS:
+        trained, untrained = (np.load(tmp_path / f"{name}.npz") for name in (arm, f"{arm}_untrained"))
+        assert len(trained["embeddings"]) == len(trained["images"]) == len(trained["labels"]) > 0
+        assert ("importance" in trained) == (arm == "tricl")
+        assert trained["embeddings"].shape == untrained["embeddings"].shape
+        assert not np.allclose(trained["embeddings"], untrained["embeddings"])
 
 
 def test_ctrl_c_leaves_a_checkpoint_that_resumes_bit_for_bit(folder: Path, tmp_path: Path):
