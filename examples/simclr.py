@@ -201,8 +201,7 @@ def write_embeddings(arm: str, model: SimCLR, test: Split, images: Tensor, args:
 
     Batch norm of the untrained model has the statistics of a few batches of training images.
     """
-    torch.manual_seed(args.seed)
-    untrained = ARMS[arm](small_convnet(images.shape[1]), args.temperature).to(args.device)
+    untrained = metrics.untrained_copy(model, args.seed)
     encode(untrained.train(), images[:2000], args.device)
     args.embeddings.mkdir(parents=True, exist_ok=True)
     for name, encoder in ((arm, model), (f"{arm}_untrained", untrained.eval())):

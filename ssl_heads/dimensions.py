@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ssl_heads._check import positive
+from ssl_heads._check import choice, positive
 from ssl_heads._samples import blocks, near_misses, strongest_and_spread
 from ssl_heads._words import strongest_words, sums_by_word, vocabulary
 from ssl_heads.metrics._inputs import (
@@ -90,8 +90,7 @@ class Dimensions(NamedTuple):
         Raises:
             ValueError: If `by` is unknown, or no dimension has such a value.
         """
-        if by not in get_args(Order):
-            raise ValueError(f"by must be one of {', '.join(map(repr, get_args(Order)))}, got {by!r}")
+        choice("by", by, get_args(Order))
         values: Tensor = getattr(self, by)
         if bool(values.isnan().all()):
             missing = {"importance": "give importance=", "selectivity": "give labels of at least two classes"}
@@ -328,13 +327,13 @@ def _agreement(sums: _Sums, y: Tensor, classes: Tensor) -> _Agreement:
         return _Agreement(counts.T.long(), none, unknown, unknown, unknown, unknown)
     rows = torch.bincount(y[y >= 0], minlength=len(classes))
     labelled, (most, modal) = counts.sum(dim=0), counts.max(dim=0)
-    sizes, which = torch.unique(labelled.long().clamp_min(1), return_inverse=True)
+    chance = expected_modal_share(y, labelled.long().clamp_min(1))
     fires = labelled > 0
     return _Agreement(
         counts=counts.T.long(),
         modal_class=torch.where(fires, classes[modal], -1),
         share=most / labelled,
-        chance=torch.where(fires, expected_modal_share(y, sizes)[which], math.nan),
+        chance=torch.where(fires, chance, math.nan),
         ceiling=torch.where(fires, (rows[modal] / labelled).clamp_max(1.0), math.nan),
         selectivity=_selectivity(sums.by_class[:-1] / rows[:, None]),
     )

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_heads._check import positive
-from ssl_heads.metrics._inputs import ArrayLike, as_matrix, finite
-from ssl_heads.metrics._rows import EPS
+from ssl_heads.metrics._inputs import ArrayLike, finite, same_samples
+from ssl_heads.metrics._rows import CHUNK, EPS
 from ssl_heads.metrics.sparsity import l0
 
 
@@ -72,16 +72,12 @@ def controls(
         >>> found.trained["hoyer"] == found.random["hoyer"], found.trained["orthogonality"]
         (True, 0.0)
     """
-    x, y = as_matrix("features", features), as_matrix("untrained", untrained)
-    if len(x) != len(y):
-        raise ValueError(
-            f"features and untrained must hold the same samples, got shapes {tuple(x.shape)} and {tuple(y.shape)}"
-        )
+    x, y = same_samples("features", features, "untrained", untrained)
     positive("eps", eps)
     if not finite(x, y):
         unknown = dict.fromkeys(measures, math.nan)
         return Controls(unknown, dict(unknown), dict(unknown))
-    arms = (x, _largest(y, max(round(l0(x, eps)), 1)), _shuffled(x, seed))
+    arms = (x, _largest(y, max(round(l0(x, eps)), 1)), random_codes(x, seed))
     trained, of_untrained, random = ({name: float(f(z)) for name, f in measures.items()} for z in arms)
     return Controls(trained, of_untrained, random)
 
@@ -124,8 +120,11 @@ def _largest(x: Tensor, count: int) -> Tensor:
     return torch.zeros_like(x).scatter(1, kept, x.gather(1, kept))
 
 
-def _shuffled(x: Tensor, seed: int) -> Tensor:
-    """Rows with their entries in random places, drawn for each row."""
+def random_codes(x: Tensor, seed: int = 0) -> Tensor:
+    """Rows with their own entries in random places, drawn for each row: equally sparse, without meaning."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    places = torch.rand(x.shape, generator=generator, device="cpu").argsort(dim=1)
-    return x.gather(1, places.to(x.device))
+    codes = torch.empty_like(x)
+    for part, into in zip(torch.split(x, CHUNK), torch.split(codes, CHUNK), strict=True):
+        places = torch.rand(part.shape, generator=generator, device="cpu").argsort(dim=1)
+        into.copy_(part.gather(1, places.to(x.device)))
+    return codes

@@ -14,10 +14,11 @@ from ssl_heads._check import positive
 from ssl_heads.dimensions import Dimensions, as_classes_and_names, dimensions
 from ssl_heads.metrics._inputs import ArrayLike, as_matrix, refuse_rows_that_are_not_finite, whole
 from ssl_heads.metrics._rows import EPS
+from ssl_heads.metrics.controls import random_codes
 from ssl_heads.report.codes import codes
 from ssl_heads.report.content import about, code_arrays, notices, table_arrays, wanted
 from ssl_heads.report.page import page
-from ssl_heads.report.summary import Row, as_sparse, random_codes, row
+from ssl_heads.report.summary import Row, as_sparse, row
 from ssl_heads.report.thumbnails import COLUMNS, Source, thumbnails
 from ssl_heads.report.twins import twins
 
@@ -147,7 +148,7 @@ def _controls(
             raise ValueError(f"the control {name!r} must hold the {len(z)} rows of embeddings, got {len(w)}")
         refuse_rows_that_are_not_finite(name, w)
     for name in (*named, "random codes"):
-        w = as_sparse(named[name], active) if name in named else random_codes(z)
+        w = as_sparse(named[name], active) if name in named else random_codes(z.cpu())
         table = dimensions(
             w,
             labels,

@@ -40,17 +40,6 @@ def row(name: str, table: Dimensions) -> Row:
     return Row(name, alive, len(table.support), active, share, chance, ceiling, corrected)
 
 
-def random_codes(z: Tensor) -> Tensor:
-    """Every row with its own entries in random places: equally sparse, without meaning."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    shuffled = torch.empty_like(z, device="cpu")
-    for first in range(0, len(z), BLOCK):
-        part = z[first : first + BLOCK].cpu()
-        places = torch.rand(part.shape, generator=generator, device="cpu").argsort(dim=1)
-        shuffled[first : first + BLOCK] = part.gather(1, places)
-    return shuffled
-
-
 def as_sparse(w: Tensor, active: float) -> Tensor:
     """The largest positive entries of every row, as many as are active on average elsewhere; zero for the others.
 

@@ -16,9 +16,10 @@ from PIL import Image
 
 import ssl_heads
 from ssl_heads import metrics
+from ssl_heads.metrics.controls import random_codes
 from ssl_heads.report import command
 from ssl_heads.report.codes import codes
-from ssl_heads.report.summary import as_sparse, random_codes
+from ssl_heads.report.summary import as_sparse
 from ssl_heads.report.thumbnails import Source
 from ssl_heads.report.twins import twins
 from tests.report.pages import ANIMALS, SCALE, D, N, captions, contents, decoded, embedding, images
